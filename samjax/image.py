@@ -1,0 +1,230 @@
+"""Reading pictures: any file, PIL image or array becomes uint8 (h, w, c). NumPy and Pillow only."""
+
+import os
+import threading
+import warnings
+
+import numpy as np
+from PIL import Image
+
+from samjax.errors import InputError
+
+MAX_PIXELS = 1_000_000_000  # 3 GB as RGB; a header that claims more is refused before anything is decoded
+ORIENTATION = 0x0112  # the EXIF tag
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_open_lock = threading.Lock()
+
+
+def read_image(source, channels: int = 3) -> np.ndarray:
+    """A picture as uint8 (h, w, channels), C-contiguous, the right way up.
+
+    source: a path (any format that Pillow reads; of an animation the first frame), a PIL image, or an array.
+    EXIF orientation is applied. With three channels the answer is RGB, as `Image.convert("RGB")` makes it:
+    grey is repeated, alpha is dropped and not composited. With one it is luminance. With any other number
+    the source must have exactly that many. Values wider than 8 bits (16-bit, 32-bit and float files, uint16
+    arrays) have no agreed white, so they are scaled linearly from their 0.1 to their 99.9 percentile, all
+    channels alike, and clipped; a constant image becomes zeros. (Pillow cuts 16-bit *colour* PNGs to 8 bits.)
+
+    Arrays are (h, w) or (h, w, c), anything that np.asarray takes. uint8 is used as it is, bool becomes
+    0/255, other integers must lie in 0..255, floats in 0..1: a float image of 0..255 is refused, because a
+    dark one could not be told from one of 0..1.
+
+    Raises InputError: no such file, not an image, damaged, over MAX_PIXELS, wrong shape, range or channels.
+    """
+    if isinstance(source, (str, os.PathLike)):
+        image, name = open_image(source), os.fspath(source)
+    elif isinstance(source, Image.Image):
+        image, name = _upright(_decode(source, "the PIL image")), "the PIL image"
+    else:
+        return _from_array(source, channels)
+    return _from_pil(image, channels, name)
+
+
+def read_mask(source) -> np.ndarray:
+    """A mask as bool (h, w) from a path, PIL image or array: what is neither black nor transparent is set.
+
+    A JPEG has noise around black, so there a pixel must be at least half bright. EXIF orientation is applied.
+    Raises InputError as `read_image` does.
+    """
+    if isinstance(source, (str, os.PathLike)):
+        image = open_image(source)
+    elif isinstance(source, Image.Image):
+        image = _upright(_decode(source, "the PIL image"))
+    else:
+        return _mask_from_array(source)
+    if _is_deep(image):
+        return np.asarray(image) != 0
+    least = 128 if image.format == "JPEG" else 1
+    opaque = np.asarray(image.convert("RGBA"))
+    return (opaque[..., :3] >= least).any(axis=-1) & (opaque[..., 3] > 0)
+
+
+def open_image(path) -> Image.Image:
+    """The PIL image at `path`, decoded and turned upright; raises InputError."""
+    name = os.fspath(path)
+    if os.path.isdir(name):
+        raise InputError(f"{name} is a directory, not an image")
+    try:
+        if os.path.getsize(name) == 0:
+            raise InputError(f"{name} is empty")
+        image = _open_header(name)
+    except FileNotFoundError:
+        raise InputError(f"{name}: no such file") from None
+    except PermissionError:
+        raise InputError(f"{name}: no permission to read it") from None
+    except Image.UnidentifiedImageError:
+        raise InputError(f"{name} is not an image that Pillow can read") from None
+    except InputError:
+        raise
+    except Exception as error:  # plugins raise all sorts on damaged headers
+        raise InputError(f"{name} cannot be read as an image: {_first_line(error)}") from None
+    with image:
+        kind = image.format
+        upright = _upright(_decode(image, name))
+    upright.format = kind
+    return upright
+
+
+def _open_header(name: str) -> Image.Image:
+    """Image.open with our limit in place of Pillow's, which a panorama or a scanned slide exceeds."""
+    with _open_lock, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, MAX_PIXELS
+        try:
+            image = Image.open(name)
+        except Image.DecompressionBombError:
+            raise InputError(f"{name} claims over {MAX_PIXELS:,} pixels: cut it into parts") from None
+        finally:
+            Image.MAX_IMAGE_PIXELS = before
+    if image.width * image.height > MAX_PIXELS:
+        image.close()
+        raise InputError(f"{name} claims {image.width} x {image.height} pixels, over the limit of "
+                         f"{MAX_PIXELS:,}: cut it into parts")
+    return image
+
+
+def _decode(image: Image.Image, name: str) -> Image.Image:
+    try:
+        image.load()
+    except MemoryError:
+        raise InputError(f"{name}: {image.width} x {image.height} pixels do not fit into memory") from None
+    except Exception as error:  # truncated or damaged data: OSError, SyntaxError, struct.error ...
+        raise InputError(f"{name} is damaged: {_first_line(error)}") from None
+    if 0 in image.size:
+        raise InputError(f"{name} has no pixels")
+    return image
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        turn = _TURNS.get(image.getexif().get(ORIENTATION))
+    except Exception:  # a broken EXIF block does not make the picture unreadable
+        turn = None
+    return image if turn is None else image.transpose(turn)
+
+
+def _is_deep(image: Image.Image) -> bool:
+    return image.mode[0] in "IF"  # I;16 (any byte order), I, F
+
+
+def _from_pil(image: Image.Image, channels: int, name: str) -> np.ndarray:
+    if _is_deep(image):
+        grey = _stretch(np.asarray(image), name)
+        return _from_array(grey, channels)
+    if channels not in (1, 3):
+        if len(image.getbands()) != channels:
+            raise InputError(f"{name} has {len(image.getbands())} channels; the model takes {channels}")
+        return np.array(image, np.uint8)
+    if image.mode in ("P", "PA"):
+        image = image.convert("RGBA")  # straight to RGB warns when the palette has transparency
+    try:
+        out = np.array(image.convert("RGB" if channels == 3 else "L"))
+    except ValueError:
+        raise InputError(f"{name}: colour mode {image.mode} is not supported: convert it to RGB") from None
+    return out.reshape(*out.shape[:2], channels)
+
+
+def _from_array(array, channels: int) -> np.ndarray:
+    array = _checked(array)
+    if array.ndim == 2:
+        array = array[..., None]
+    array = _to_uint8(array)
+    have = array.shape[-1]
+    if have == channels:
+        return np.ascontiguousarray(array)
+    if channels == 3 and have in (1, 4):
+        return np.repeat(array, 3, axis=-1) if have == 1 else np.ascontiguousarray(array[..., :3])
+    if channels == 1 and have in (3, 4):
+        rgb = Image.fromarray(np.ascontiguousarray(array[..., :3]))
+        return np.array(rgb.convert("L"))[..., None]
+    raise InputError(f"an image of shape {array.shape} has {have} channels (its last axis); "
+                     f"the model takes {channels}")
+
+
+def _mask_from_array(array) -> np.ndarray:
+    array = _checked(array)
+    if array.ndim == 3 and array.shape[-1] == 1:
+        array = array[..., 0]
+    if array.ndim != 2:
+        raise InputError(f"a mask must be an array (h, w), not {array.shape}")
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        raise InputError("the mask holds NaN or infinity")
+    return array != 0
+
+
+def _checked(array) -> np.ndarray:
+    try:
+        array = np.asarray(array)
+    except ValueError as error:
+        raise InputError(f"not an image: {_first_line(error)}") from None
+    if array.dtype.kind not in "buif" and array.dtype.name != "bfloat16":
+        raise InputError(f"an array of {array.dtype} is not an image: give a path, a PIL image or numbers")
+    if array.ndim not in (2, 3):
+        raise InputError(f"an image must be an array (h, w) or (h, w, channels), not {array.shape}")
+    if 0 in array.shape:
+        raise InputError(f"an image of shape {array.shape} has no pixels")
+    return array.astype(np.float32) if array.dtype.name == "bfloat16" else array
+
+
+def _to_uint8(array: np.ndarray) -> np.ndarray:
+    if array.dtype == np.uint8:
+        return array
+    if array.dtype.kind == "b":
+        return array.astype(np.uint8) * np.uint8(255)
+    if array.dtype.kind == "u" and array.dtype.itemsize == 2:
+        return _stretch(array, "the image array")
+    low, high = array.min(), array.max()  # NaN carries through both
+    if array.dtype.kind != "f":
+        if low < 0 or high > 255:
+            raise InputError(f"an integer image must lie in 0..255 (this {array.dtype} one spans "
+                             f"{low}..{high}); 16-bit values belong in a uint16 array")
+        return array.astype(np.uint8)
+    if not (np.isfinite(low) and np.isfinite(high)):
+        raise InputError("the image array holds NaN or infinity")
+    if low < 0 or high > 1:
+        raise InputError(f"a float image must lie in 0..1 (this one spans {low:.4g}..{high:.4g}); "
+                         "for values in 0..255 pass image.astype(numpy.uint8)")
+    return np.rint(array * 255).astype(np.uint8)
+
+
+def _stretch(array: np.ndarray, name: str) -> np.ndarray:
+    """Linear scaling of the 0.1 .. 99.9 percentile range to 0..255."""
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        raise InputError(f"{name} holds NaN or infinity")
+    low, high = np.percentile(array, (0.1, 99.9))
+    if high <= low:  # nearly all one value: fall back on the extremes
+        low, high = float(array.min()), float(array.max())
+    out = np.zeros(array.shape, np.uint8)
+    if high > low:
+        for strip in range(0, len(array), 256):  # strips, because float64 is four times the size
+            part = (array[strip:strip + 256].astype(np.float64) - low) * (255 / (high - low))
+            out[strip:strip + 256] = np.rint(np.clip(part, 0, 255))
+    return out
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]
