@@ -2,8 +2,7 @@
 
     python experiments/make_goldens.py mobile_sam.pt [--image examples/coffee.jpg] [--out tests/data/...]
 
-mobile_sam.pt is the published file (sha256 in samjax/weights.py). CPU, float32, under a minute. The layout of the
-file is described in tests/data/README.md.
+mobile_sam.pt is the published file. CPU, float32, under a minute. tests/data/README.md describes the layout.
 """
 
 import argparse
@@ -82,7 +81,7 @@ def goldens(checkpoint, image_path, prompts) -> dict[str, np.ndarray]:
 
 
 def _predict(predictor, prompt, low_res):
-    """(masks' logits (n, m, h, w), iou (n, m), low-resolution logits (n, m, 256, 256)) of the official predictor."""
+    """The official predictor's logits (n, m, h, w), iou (n, m) and low-resolution logits (n, m, 256, 256)."""
     import torch
 
     if "boxes" in prompt:

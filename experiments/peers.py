@@ -10,8 +10,8 @@ import zlib
 import numpy as np
 import torchvision_standin
 
-PACKAGES = ("torch", "segment-anything", "mobilesam-lite", "timm", "transformers", "keras", "keras-hub", "jax",
-            "flax", "numpy", "pillow")
+PACKAGES = ("torch", "segment-anything", "mobilesam-lite", "timm", "transformers", "keras", "keras-hub",
+            "jax", "jaxlib", "flax", "numpy", "pillow")
 SHAPES = {  # width, depth, heads, global blocks
     "vit_b": (768, 12, 12, (2, 5, 8, 11)),
     "vit_l": (1024, 24, 16, (5, 11, 17, 23)),
@@ -23,8 +23,9 @@ def official_sam(kind="vit_b", seed=None, depth=None, global_blocks=None, image_
                  window=14):
     """The official PyTorch model, in eval mode.
 
-    `seed` fills every tensor by `seeded_tensor` (fresh official models hold zeros where a port can hide mistakes);
-    `depth` and `global_blocks` shorten the encoder; `shape` = (width, depth, heads, global_blocks) replaces `kind`.
+    `seed` fills every tensor by `seeded_tensor` (fresh official models hold zeros, which hide a port's
+    mistakes); `depth` and `global_blocks` shorten the encoder; `shape` = (width, depth, heads, global_blocks)
+    replaces `kind`.
     """
     torchvision_standin.install()
     from functools import partial
@@ -72,8 +73,8 @@ def official_predictor(model):
 def seeded_tensor(name, shape, seed):
     """A float32 tensor that depends on nothing but the official name of a parameter, its shape and a seed.
 
-    Biases are 0.1 z, relative and absolute positions 0.1 z, scales 1 + 0.1 z, running variances 1 + 0.1 |z|, all
-    else z / sqrt(fan in), z standard normal.
+    With z standard normal: biases, running means and positions (relative, absolute) are 0.1 z, scales
+    1 + 0.1 z, running variances 1 + 0.1 |z|, all else z / sqrt(fan in).
     """
     generator = np.random.Generator(np.random.PCG64(zlib.crc32(name.encode()) + seed))
     z = generator.standard_normal(shape, dtype=np.float32)
@@ -111,7 +112,7 @@ def transformers_sam():
 
 
 def keras_hub_sam():
-    """keras-hub's SAM ViT-B parts on the JAX backend, random weights: (image_encoder, prompt_encoder, mask_decoder)."""
+    """keras-hub's ViT-B image encoder, prompt encoder and mask decoder on the JAX backend, random weights."""
     os.environ["KERAS_BACKEND"] = "jax"
     import keras_hub
 
@@ -121,8 +122,8 @@ def keras_hub_sam():
         global_attention_layer_indices=list(global_blocks), num_output_channels=256, window_size=14,
         image_shape=(1024, 1024, 3), dtype="float32")
     prompts = keras_hub.layers.SAMPromptEncoder(dtype="float32")
-    decoder = keras_hub.layers.SAMMaskDecoder(hidden_size=256, num_layers=2, intermediate_dim=2048, num_heads=8,
-                                              dtype="float32")
+    decoder = keras_hub.layers.SAMMaskDecoder(hidden_size=256, num_layers=2, intermediate_dim=2048,
+                                              num_heads=8, dtype="float32")
     prompts.build()
     decoder.build()
     return encoder, prompts, decoder

@@ -1,8 +1,8 @@
 """The few functions of torchvision that the official packages call, for machines without torchvision.
 
-`install()` does nothing where the real one is present. `segment_anything` and `mobile_sam` take a resize and NMS
-from it; `timm`, which `mobile_sam` imports for three small helpers, names much of the rest without ever using it:
-those names become empty classes.
+`install()` does nothing where the real one is present. `segment_anything` and `mobile_sam` take a resize and
+NMS from it; `timm`, which `mobile_sam` imports for three small helpers, names much of the rest without ever
+using it: those names become empty classes.
 """
 
 import importlib.machinery

@@ -1,4 +1,4 @@
-"""The official PyTorch models for parity tests; the code lives with the experiments, which measure the same ones.
+"""The official PyTorch models for parity tests; the code lives with the experiments, which time them.
 
 Call `pytest.importorskip("torch")` before any of these.
 """
@@ -8,7 +8,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "experiments"))
 
-from peers import (  # noqa: E402, F401
+from peers import (  # noqa: F401
     official_mobile_sam,
     official_predictor,
     official_sam,
