@@ -1,0 +1,18 @@
+"""Model files: PyTorch's `.pth`, `.safetensors` and Orbax directories, in any direction, strict and exact.
+
+Nothing here imports torch, and nothing in a file is ever executed.
+"""
+
+from convert.model import Model, flatten, read, stored_form, write
+
+__all__ = ["Model", "convert", "flatten", "read", "stored_form", "write"]
+
+
+def convert(source, target, naming: str = "official") -> Model:
+    """Converts one model file into another; the names' endings say which formats. Returns what was read.
+
+    Bit-exact for float32 files; half-precision files become float32. Raises `samjax.errors.InputError`.
+    """
+    model = read(source)
+    write(target, model, naming)
+    return model

@@ -79,6 +79,7 @@ class SamConfig:
     pixel_std: tuple[float, ...] = IMAGENET_STD
     dtype: str = "float32"  # of the computation; norms, softmax and final logits stay float32
     attention: str = "xla"  # see model.attention.attend
+    decode_chunk: int = 0  # prompts decoded at a time; 0: one on a CPU, all of them elsewhere
 
     def __post_init__(self):
         step = max(self.encoder.stride, 16)

@@ -1,0 +1,93 @@
+"""Attention with SAM's decomposed relative positions, blockwise so that no (tokens x tokens) array is ever held.
+
+The bias of a query at (y, x) for a key at (Y, X) is q . rel_h[y, Y] + q . rel_w[x, X], with the *unscaled* q; the
+product q . k is scaled by 1 / sqrt(d). (Official behaviour: `add_decomposed_rel_pos`; Li et al., MViTv2.)
+"""
+
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+from jax import Array, lax
+
+BLOCK = 512  # queries a step: the (block x keys) scores of one head stay in a core's cache
+
+
+def attend(q: Array, k: Array, v: Array, rel_h: Array, rel_w: Array, implementation: str = "xla") -> Array:
+    """Attention over a grid of tokens with decomposed relative positions.
+
+    Args:
+        q, k, v: (b, h, w, k, d) queries, keys and values on a grid, k heads of width d.
+        rel_h: (h, h, d) position vectors by query row and key row; rel_w: (w, w, d) the same for columns.
+        implementation: "xla" (blockwise, for every platform) or "reference" (plain, quadratic memory; for tests).
+
+    Returns:
+        (b, h, w, k, d) in q's dtype. Scores and softmax are float32 whatever the dtype.
+    """
+    implementations = {"xla": _blockwise, "reference": _reference}
+    if implementation not in implementations:
+        raise ValueError(f"attention {implementation!r} is none of {', '.join(implementations)}")
+    return implementations[implementation](q, k, v, rel_h.astype(q.dtype), rel_w.astype(q.dtype))
+
+
+def relative_positions(table: Array, size: int) -> Array:
+    """(2 * size - 1, d) table of signed offsets -> (size, size, d), entry [query, key]."""
+    offsets = jnp.arange(size)[:, None] - jnp.arange(size)[None, :] + size - 1
+    return table[offsets]
+
+
+def _dot(pattern: str, a: Array, b: Array) -> Array:
+    """einsum that accumulates and returns float32."""
+    return jnp.einsum(pattern, a, b, preferred_element_type=jnp.float32)
+
+
+def _softmax_times(scores: Array, v: Array, pattern: str) -> Array:
+    """softmax(scores) applied to v. Dividing the product, not the weights, saves a pass over the scores."""
+    weights = jnp.exp(scores - lax.stop_gradient(scores.max(-1, keepdims=True)))
+    return _dot(pattern, weights.astype(v.dtype), v) / weights.sum(-1, keepdims=True)
+
+
+def _block_scores(q: Array, k: Array, rel_h: Array, rel_w: Array) -> Array:
+    """Scores of some rows of queries (b, y, w, d) against all keys (b, h, w, d) of one head: (b, y w, h w)."""
+    b, y, w, d = q.shape
+    scores = _dot("byxd,bYXd->byxYX", q, k * d**-0.5)
+    scores += _dot("byxd,yYd->byxY", q, rel_h)[..., :, None]
+    scores += _dot("byxd,xXd->byxX", q, rel_w)[..., None, :]
+    return rearrange(scores, "b y x Y X -> b (y x) (Y X)")
+
+
+def _blockwise(q: Array, k: Array, v: Array, rel_h: Array, rel_w: Array) -> Array:
+    """A loop over heads, and within it over blocks of query rows.
+
+    The images stay a batch dimension of every step: a loop over flattened (image x head x block) would make a
+    data-parallel program gather its activations. Each step is rematerialised in the backward pass.
+    """
+    h, w = q.shape[1:3]
+    rows = max(r for r in range(1, h + 1) if h % r == 0 and (r == 1 or r * w <= BLOCK))
+
+    @jax.checkpoint
+    def block(q, k, v, rel_h):  # q (b, y, w, d), rel_h (y, h, d)
+        scores = _block_scores(q, k, rel_h, rel_w)
+        out = _softmax_times(scores, rearrange(v, "b h w d -> b (h w) d"), "bqp,bpd->bqd")
+        return rearrange(out, "b (y x) d -> b y x d", x=w).astype(q.dtype)
+
+    def head(qkv):
+        q, k, v = qkv
+        if rows == h:
+            return block(q, k, v, rel_h)
+        q = rearrange(q, "b (i y) w d -> i b y w d", y=rows)
+        out = lax.map(lambda x: block(x[0], k, v, x[1]), (q, rearrange(rel_h, "(i y) Y d -> i y Y d", y=rows)))
+        return rearrange(out, "i b y w d -> b (i y) w d")
+
+    out = lax.map(head, tuple(rearrange(x, "b h w k d -> k b h w d") for x in (q, k, v)))
+    return rearrange(out, "k b h w d -> b h w k d")
+
+
+def _reference(q: Array, k: Array, v: Array, rel_h: Array, rel_w: Array) -> Array:
+    """The same in the plainest form."""
+    _, h, w, _, d = q.shape
+    scores = _dot("byxkd,bYXkd->bkyxYX", q, k) * d**-0.5
+    scores += _dot("byxkd,yYd->bkyxY", q, rel_h)[..., :, None]
+    scores += _dot("byxkd,xXd->bkyxX", q, rel_w)[..., None, :]
+    weights = jax.nn.softmax(rearrange(scores, "b k y x Y X -> b k (y x) (Y X)"), axis=-1)
+    out = _dot("bkqp,bpkd->bqkd", weights.astype(v.dtype), rearrange(v, "b h w k d -> b (h w) k d"))
+    return rearrange(out, "b (h w) k d -> b h w k d", h=h).astype(q.dtype)

@@ -1,0 +1,150 @@
+"""The plain ViT image encoder (Segment Anything, section 3 and appendix A; Li et al., ViTDet)."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+from jax import Array
+
+from samjax.config import SamConfig, ViT
+from samjax.model.attention import attend, relative_positions
+from samjax.model.layers import Conv, LayerNorm, dense, gelu, init_conv
+from samjax.model.windows import merge, partition
+
+EPS = 1e-6
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention over a grid, with relative positions. (b, h, w, c) -> (b, h, w, c)."""
+
+    heads: int
+    dtype: str
+    implementation: str
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        h, w, c = x.shape[1:]
+        qkv = dense(3 * c, self.dtype, "qkv")(x)
+        q, k, v = rearrange(qkv, "b h w (s k d) -> s b h w k d", s=3, k=self.heads)
+        d = c // self.heads
+        rel_h = self.param("rel_pos_h", nn.initializers.zeros, (2 * h - 1, d))
+        rel_w = self.param("rel_pos_w", nn.initializers.zeros, (2 * w - 1, d))
+        out = attend(q, k, v, relative_positions(rel_h, h), relative_positions(rel_w, w), self.implementation)
+        return dense(c, self.dtype, "proj")(rearrange(out, "b h w k d -> b h w (k d)"))
+
+
+class Block(nn.Module):
+    """A transformer block; `window` 0 means global attention."""
+
+    config: SamConfig
+    window: int
+    train: bool = False
+
+    @nn.compact
+    def __call__(self, x: Array, drop_path: Array | float = 0.0) -> Array:
+        config, vit = self.config, self.config.encoder
+        h, w, c = x.shape[1:]
+        attention = Attention(vit.heads, config.dtype, config.attention, name="attn")
+        y = LayerNorm(EPS, config.dtype, name="norm1")(x)
+        y = merge(attention(partition(y, self.window)), h, w) if self.window else attention(y)
+        x = x + self.drop(y, drop_path)
+        y = LayerNorm(EPS, config.dtype, name="norm2")(x)
+        y = gelu(dense(vit.mlp_ratio * c, config.dtype, "mlp_in")(y))
+        return x + self.drop(dense(c, config.dtype, "mlp_out")(y), drop_path)
+
+    def drop(self, y: Array, rate: Array | float) -> Array:
+        return drop_path(y, rate, self.make_rng("dropout")) if self.train else y
+
+
+class Group(nn.Module):
+    """The windowed blocks up to a global one, and that one: what a scan over a deep ViT repeats."""
+
+    config: SamConfig
+    train: bool
+
+    @nn.compact
+    def __call__(self, x: Array, drop_paths: Array) -> tuple[Array, None]:
+        block = make_block(self.config.encoder)
+        windowed = drop_paths.shape[0] - 1
+        if windowed:
+            scan = nn.scan(lambda block, x, rate: (block(x, rate), None), variable_axes={"params": 0},
+                           split_rngs={"params": True, "dropout": True}, length=windowed)
+            x, _ = scan(block(self.config, self.config.encoder.window, self.train, name="windowed"),
+                        x, drop_paths[:-1])
+        return block(self.config, 0, self.train, name="global")(x, drop_paths[-1]), None
+
+
+class ImageEncoder(nn.Module):
+    """Image to features: (b, H, W, in_channels) normalised pixels -> (b, H / 16, W / 16, 256) float32."""
+
+    config: SamConfig
+    train: bool = False
+
+    @nn.compact
+    def __call__(self, pixels: Array) -> Array:
+        config, vit = self.config, self.config.encoder
+        x = PatchEmbed(vit.width, vit.patch, config.dtype, name="patch_embed")(pixels)
+        positions = self.param("pos_embed", nn.initializers.truncated_normal(0.02), x.shape[1:])
+        x = x + positions.astype(x.dtype)
+        rates = jnp.linspace(0.0, vit.drop_path, vit.depth)  # deeper blocks are dropped more often
+        if vit.scan:
+            groups, size = group_shape(vit)
+            scan = nn.scan(Group, variable_axes={"params": 0}, split_rngs={"params": True, "dropout": True},
+                           length=groups)
+            x, _ = scan(config, self.train, name="groups")(x, rates.reshape(groups, size))
+        else:
+            for i in range(vit.depth):
+                window = 0 if i in vit.global_blocks else vit.window
+                x = make_block(vit)(config, window, self.train, name=f"blocks_{i}")(x, rates[i])
+        return Neck(config.channels, config.dtype, name="neck")(x)
+
+
+def make_block(vit: ViT) -> type[Block]:
+    """`Block`, rematerialised when the config says so."""
+    return nn.remat(Block) if vit.remat else Block
+
+
+def drop_path(y: Array, rate: Array | float, key: Array) -> Array:
+    """Stochastic depth (Huang et al., 2016): the branch of a whole image is dropped, the others scaled up."""
+    keep = jax.random.bernoulli(key, 1.0 - rate, (y.shape[0],) + (1,) * (y.ndim - 1))
+    return jnp.where(keep, y / jnp.asarray(1.0 - rate, y.dtype), jnp.zeros_like(y))
+
+
+class PatchEmbed(nn.Module):
+    """Non-overlapping patches, each through one linear map: (b, h, w, c) -> (b, h / p, w / p, width)."""
+
+    width: int
+    patch: int
+    dtype: str
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        p = self.patch
+        kernel = self.param("kernel", init_conv, (p, p, x.shape[-1], self.width))
+        bias = self.param("bias", nn.initializers.zeros, (self.width,))
+        x = rearrange(x.astype(self.dtype), "b (h y) (w x) c -> b h w (y x c)", y=p, x=p)
+        return x @ rearrange(kernel, "y x c d -> (y x c) d").astype(self.dtype) + bias.astype(self.dtype)
+
+
+class Neck(nn.Module):
+    """The encoder's width to the features' 256 channels; the result is float32 whatever the dtype."""
+
+    channels: int
+    dtype: str
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        x = dense(self.channels, self.dtype, "conv1", use_bias=False)(x)
+        x = LayerNorm(EPS, self.dtype, name="norm1")(x)
+        x = Conv(self.channels, 3, dtype=self.dtype, name="conv2")(x)
+        return LayerNorm(EPS, name="norm2")(x).astype(jnp.float32)
+
+
+def group_shape(vit: ViT) -> tuple[int, int]:
+    """(groups, blocks in each) of a ViT whose global blocks are evenly spaced, as scanning needs."""
+    groups = len(vit.global_blocks)
+    size = vit.depth // max(groups, 1)
+    if tuple(vit.global_blocks) != tuple(range(size - 1, vit.depth, size)):
+        raise ValueError(f"scan needs global blocks at equal distances, the last block among them; "
+                         f"got {vit.global_blocks} of {vit.depth}")
+    return groups, size

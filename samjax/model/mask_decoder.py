@@ -1,0 +1,227 @@
+"""The two-way transformer and the mask heads (Segment Anything, appendix A, "Lightweight mask decoder").
+
+Tokens are few (about ten) and image positions many (4096), so the cross-attentions are computed without projecting
+the image at all: q . (W_k x) is evaluated as (W_k^T q) . x, and W_v (sum of weights * x) in place of the weighted sum
+of W_v x. The result is the same, the cost is that of a matrix product with 8 rows a token, and nothing of the size of
+the image is written between. (The keys' bias shifts all scores of a query alike, so the softmax drops it.)
+
+Here p is an image position, r = (t k) a token and a head.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+from jax import Array, lax
+
+from samjax.config import SamConfig
+from samjax.model.layers import LayerNorm, dense, gelu, init_conv, init_kernel
+
+EPS = 1e-5  # in the transformer; the upscaling's norm has 1e-6
+
+
+class Projection(nn.Module):
+    """The kernel (inputs, features) and bias of a linear map, for the caller to contract as it likes."""
+
+    features: int
+
+    @nn.compact
+    def __call__(self, inputs: int) -> tuple[Array, Array]:
+        kernel = self.param("kernel", init_kernel, (inputs, self.features))
+        return kernel, self.param("bias", nn.initializers.zeros, (self.features,))
+
+
+class Attention(nn.Module):
+    """The four projections of an attention; subclasses contract them."""
+
+    config: SamConfig
+    width: int  # of all heads together: 256 among tokens, 128 between tokens and image
+
+    def setup(self):
+        self.q, self.k, self.v = Projection(self.width), Projection(self.width), Projection(self.width)
+        self.out = Projection(self.config.channels)
+
+    @property
+    def scale(self) -> float:
+        return (self.width // self.config.decoder.heads) ** -0.5
+
+    def by_head(self, projection: Projection) -> tuple[Array, Array]:
+        """Kernel (c, k, d) and bias (k, d)."""
+        kernel, bias = projection(self.config.channels)
+        heads = self.config.decoder.heads
+        return rearrange(kernel, "c (k d) -> c k d", k=heads), rearrange(bias, "(k d) -> k d", k=heads)
+
+    def project(self, x: Array, projection: Projection) -> Array:
+        """(b, n, t, c) -> (b, n, t, k, d)."""
+        kernel, bias = self.by_head(projection)
+        return self.dot("bntc,ckd->bntkd", x, kernel) + bias
+
+    def join(self, x: Array) -> Array:
+        """The output projection: (b, n, t, k, d) -> (b, n, t, c)."""
+        kernel, bias = self.out(self.width)
+        return self.dot("bntc,cd->bntd", rearrange(x, "b n t k d -> b n t (k d)"), kernel) + bias
+
+    def dot(self, pattern: str, x: Array, y: Array) -> Array:
+        """einsum of the computation's dtype with a float32 result."""
+        dtype = self.config.dtype
+        return jnp.einsum(pattern, x.astype(dtype), y.astype(dtype), preferred_element_type=jnp.float32)
+
+
+class TokenAttention(Attention):
+    """Tokens attend to tokens: x (queries and keys), v (b, n, t, c), valid (b, n, t) -> (b, n, t, c)."""
+
+    def __call__(self, x: Array, v: Array, valid: Array) -> Array:
+        q, k, v = self.project(x, self.q), self.project(x, self.k), self.project(v, self.v)
+        scores = self.dot("bntkd,bnskd->bnkts", q * self.scale, k)
+        weights = jax.nn.softmax(jnp.where(valid[:, :, None, None], scores, -jnp.inf), axis=-1)
+        return self.join(self.dot("bnkts,bnskd->bntkd", weights, v))
+
+
+class TokenToImage(Attention):
+    """Tokens attend to the image: tokens (b, n, t, c); image with and without positions (b, n, p, c)."""
+
+    def __call__(self, tokens: Array, keys: Array, values: Array) -> Array:
+        heads = self.config.decoder.heads
+        q = self.project(tokens, self.q) * self.scale
+        probes = self.dot("bntkd,ckd->bntkc", q, self.by_head(self.k)[0])
+        scores = self.dot("bnrc,bnpc->bnrp", rearrange(probes, "b n t k c -> b n (t k) c"), keys)
+        weights = jnp.exp(scores - lax.stop_gradient(scores.max(-1, keepdims=True)))
+        seen = self.dot("bnrp,bnpc->bnrc", weights, values) / weights.sum(-1, keepdims=True)
+        kernel, bias = self.by_head(self.v)
+        seen = rearrange(seen, "b n (t k) c -> b n t k c", k=heads)
+        return self.join(self.dot("bntkc,ckd->bntkd", seen, kernel) + bias)
+
+
+class ImageToToken(Attention):
+    """The image attends to the tokens: image (b, n, p, c); keys, values (b, n, t, c); valid (b, n, t)."""
+
+    def __call__(self, image: Array, keys: Array, values: Array, valid: Array) -> Array:
+        heads = self.config.decoder.heads
+        kernel, bias = self.by_head(self.q)
+        k = self.project(keys, self.k) * self.scale
+        probes = self.dot("bntkd,ckd->bntkc", k, kernel)
+        offset = jnp.where(valid[..., None], jnp.einsum("bntkd,kd->bntk", k, bias), -jnp.inf)
+        scores = self.dot("bnrc,bnpc->bnrp", rearrange(probes, "b n t k c -> b n (t k) c"), image)
+        scores = rearrange(scores, "b n (t k) p -> b n t k p", k=heads) + offset[..., None]
+        # The tokens are a leading axis, so that the softmax over them runs along the positions and vectorises.
+        weights = rearrange(jax.nn.softmax(scores, axis=2), "b n t k p -> b n (t k) p")
+        out_kernel, out_bias = self.out(self.width)
+        out_kernel = rearrange(out_kernel, "(k d) c -> k d c", k=heads)
+        answers = self.dot("bntkd,kdc->bntkc", self.project(values, self.v), out_kernel)
+        return self.dot("bnrp,bnrc->bnpc", weights, rearrange(answers, "b n t k c -> b n (t k) c")) + out_bias
+
+
+class Mlp(nn.Module):
+    """Dense layers with ReLU between."""
+
+    widths: tuple[int, ...]
+    dtype: str
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        for i, width in enumerate(self.widths):
+            x = dense(width, self.dtype, f"layers_{i}")(x if i == 0 else nn.relu(x))
+        return x.astype(jnp.float32)
+
+
+class TwoWayBlock(nn.Module):
+    """Self-attention of tokens, tokens to image, MLP on tokens, image to tokens."""
+
+    config: SamConfig
+    first: bool
+    train: bool = False
+
+    @nn.compact
+    def __call__(self, tokens: Array, image: Array, token_code: Array, image_code: Array,
+                 valid: Array) -> tuple[Array, Array]:
+        config, c = self.config, self.config.channels
+        norm = lambda name, x: LayerNorm(EPS, name=name)(x)
+        drop = nn.Dropout(config.decoder.dropout, deterministic=not self.train)
+        self_attention = TokenAttention(config, c, name="self_attn")
+        if self.first:  # no position code and no residual here: official behaviour
+            tokens = drop(self_attention(tokens, tokens, valid))
+        else:
+            tokens = tokens + drop(self_attention(tokens + token_code, tokens, valid))
+        tokens = norm("norm1", tokens)
+        placed = image + image_code
+        tokens = tokens + drop(TokenToImage(config, c // 2, name="token_to_image")(tokens + token_code, placed, image))
+        tokens = norm("norm2", tokens)
+        tokens = norm("norm3", tokens + drop(Mlp((config.decoder.mlp, c), config.dtype, name="mlp")(tokens)))
+        answer = ImageToToken(config, c // 2, name="image_to_token")(placed, tokens + token_code, tokens, valid)
+        return tokens, LayerNorm(EPS, config.dtype, name="norm4")(image + drop(answer))
+
+
+class MaskDecoder(nn.Module):
+    """Features and prompt tokens to mask logits and predicted IoU.
+
+    Args of the call:
+        image: (b, 1 or n, h, w, c) features with the dense prompt added.
+        image_code: (h, w, c) the position code of the grid.
+        tokens: (b, n, t, c) the prompt's tokens; valid: (b, n, t) False for empty slots.
+
+    Returns:
+        logits (b, n, m, 4 h, 4 w) float32 and iou (b, n, m) float32 for all m = 4 mask tokens, the single-mask token
+        first. The IoU is a plain linear output: it may exceed 1.
+    """
+
+    config: SamConfig
+    train: bool = False
+
+    @nn.compact
+    def __call__(self, image: Array, image_code: Array, tokens: Array, valid: Array) -> tuple[Array, Array]:
+        config, c, masks = self.config, self.config.channels, self.config.decoder.masks
+        b, n = tokens.shape[:2]
+        h, w = image.shape[2:4]
+        normal = nn.initializers.normal(1.0)
+        learned = jnp.concatenate([self.param("iou_token", normal, (1, c)), self.param("mask_tokens", normal, (masks, c))])
+        tokens = jnp.concatenate([jnp.broadcast_to(learned, (b, n, 1 + masks, c)), tokens], axis=2)
+        valid = jnp.concatenate([jnp.ones((b, n, 1 + masks), bool), valid], axis=2)
+
+        x = rearrange(image, "b n h w c -> b n (h w) c").astype(config.dtype)
+        x = jnp.broadcast_to(x, (b, n, h * w, c))
+        code, image_code = tokens, rearrange(image_code, "h w c -> (h w) c").astype(config.dtype)
+        for i in range(config.decoder.depth):
+            block = TwoWayBlock(config, i == 0, self.train, name=f"blocks_{i}")
+            tokens, x = block(tokens, x, code, image_code, valid)
+        final = TokenToImage(config, c // 2, name="final_token_to_image")
+        tokens = LayerNorm(EPS, name="final_norm")(tokens + final(tokens + code, x + image_code, x))
+
+        hyper = [Mlp((c, c, c // 8), config.dtype, name=f"hyper_{i}")(tokens[:, :, 1 + i]) for i in range(masks)]
+        logits = Upscale(c, config.dtype, name="upscale")(rearrange(x, "b n (h w) c -> b n h w c", h=h),
+                                                          jnp.stack(hyper, axis=2))
+        return logits, Mlp((c, c, masks), config.dtype, name="iou_head")(tokens[:, :, 0])
+
+
+class Upscale(nn.Module):
+    """Twice doubled features times a vector a mask: (b, n, h, w, c), (b, n, m, c / 8) -> (b, n, m, 4 h, 4 w).
+
+    A transposed 2 x 2 convolution of stride 2 is a linear map from a cell to its four children. The children stay
+    beside their cell (axes y x, then Y X) until the product with the masks' vectors has made the array small.
+    """
+
+    channels: int
+    dtype: str
+
+    @nn.compact
+    def __call__(self, x: Array, hyper: Array) -> Array:
+        x = Children(self.channels // 4, self.dtype, name="conv1")(x)
+        x = gelu(LayerNorm(1e-6, self.dtype, name="norm")(x))
+        x = gelu(Children(self.channels // 8, self.dtype, name="conv2")(x))
+        logits = jnp.einsum("bnhwyxYXc,bnmc->bnmhwyxYX", x, hyper.astype(x.dtype),
+                            preferred_element_type=jnp.float32)
+        return rearrange(logits, "b n m h w y x Y X -> b n m (h y Y) (w x X)")
+
+
+class Children(nn.Module):
+    """(..., c) -> (..., 2, 2, features): the four children of each cell."""
+
+    features: int
+    dtype: str
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        kernel = self.param("kernel", init_conv, (2, 2, x.shape[-1], self.features))
+        bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        flat = rearrange(kernel, "y x c d -> c (y x d)").astype(self.dtype)
+        x = rearrange(x.astype(self.dtype) @ flat, "... (y x d) -> ... y x d", y=2, x=2)
+        return x + bias.astype(self.dtype)
