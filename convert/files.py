@@ -81,16 +81,20 @@ class InputFile:
         by `contiguous`, or otherwise not negative; the default is C order). Raises InputError if the file
         does not have them."""
         size = dtype.itemsize * math.prod(shape)
-        if not size or strides in (None, contiguous(shape, dtype.itemsize)):
-            data = np.empty(self._within(start, size) if size else 0, np.uint8)
+        if not size:
+            return np.empty(shape, dtype)
+        if strides in (None, contiguous(shape, dtype.itemsize)):
+            data = np.empty(self._within(start, size), np.uint8)
             self._at(start, size, lambda count: memoryview(data)[:self._file.readinto(data)])
             return _typed(data.view(f"u{dtype.itemsize}").reshape(shape), dtype)
         span = dtype.itemsize + sum((n - 1) * step for n, step in zip(shape, strides))
         if start + span > os.fstat(self._file.fileno()).st_size:  # a page beyond the end kills the process
             raise self.bad(_SHORT)
-        # Read through a map: the elements may be few and far between.
-        with mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
-            return strided_copy(mapped, dtype, start, shape, strides)
+        try:  # through a map: the elements may be few and far between
+            with mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+                return strided_copy(mapped, dtype, start, shape, strides)
+        except OSError as error:
+            raise self.bad(f"cannot be read: {error.strerror or error}") from None
 
     def _within(self, start: int, count: int) -> int:
         if start < 0 or count < 0 or start + count > self.size:
