@@ -23,8 +23,8 @@ def overlay(image: np.ndarray, masks: np.ndarray, points=None, labels=None, boxe
     Args:
         image: uint8 (h, w, 3); (h, w) and (h, w, c) are taken too, as grey or by their first three channels.
         masks: bool (n, h, w); filled, with an outline. Large ones are drawn first.
-        points: (n, t, 2) pixels, x before y, and labels (n, t): 1 a green disc, 0 a red cross; other labels are
-            not drawn. Points without labels are foreground.
+        points: (n, t, 2) pixels, x before y, and labels (n, t): 1 is a green disc, 0 a red cross; slots with
+            other labels are not drawn. Points without labels are foreground.
         boxes: (n, 4) x0 y0 x1 y1 in pixels, each in its object's colour.
 
     Sizes of lines and markers follow the picture's. Raises ValueError where shapes do not fit.
@@ -81,7 +81,8 @@ def _rgb(image: np.ndarray) -> np.ndarray:
     image = image[..., None] if image.ndim == 2 else image
     if image.dtype != np.uint8 or image.ndim != 3:
         raise ValueError(f"an image is uint8 (h, w, 3), not {image.dtype} {image.shape}")
-    return np.ascontiguousarray(image[..., :3] if image.shape[2] >= 3 else np.repeat(image[..., :1], 3, axis=2))
+    image = image[..., :3] if image.shape[2] >= 3 else np.repeat(image[..., :1], 3, axis=2)
+    return np.ascontiguousarray(image)
 
 
 def _draw_masks(canvas: Image.Image, masks: np.ndarray, width: int) -> Image.Image:
@@ -158,7 +159,7 @@ def _draw_box(canvas: Image.Image, box: np.ndarray, rgb, width: int) -> None:
 
 
 def _frame(canvas: Image.Image, box, width: int, rgb, opacity: float) -> None:
-    """A rounded frame whose line is centred on the box: four bars and the quarters of one antialiased ring."""
+    """A rounded frame whose line is centred on the box: four bars and the quarters of a smooth ring."""
     x0, y0, x1, y1 = box
     outer = width // 2
     x0, y0, x1, y1 = x0 - outer, y0 - outer, x1 - outer + width, y1 - outer + width
@@ -200,7 +201,7 @@ def _disc(radius: int) -> Image.Image:
 def _cross(radius: int) -> Image.Image:
     """A red diagonal cross with a white edge and a dark rim."""
     stamp, draw, middle = _stamp(radius)
-    for half, fill in ((0.52, (0, 0, 0, 130)), (0.38, (255, 255, 255, 255)), (0.2, (*NEGATIVE, 255))):
+    for half, fill in ((0.54, (0, 0, 0, 130)), (0.4, (255, 255, 255, 255)), (0.2, (*NEGATIVE, 255))):
         thick = half * radius * _FINE
         arm = 0.72 * radius * _FINE
         for sign in (1, -1):
