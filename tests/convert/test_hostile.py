@@ -435,6 +435,7 @@ def fuzz(tmp_path, found, count, seed):
     return count - refused, refused
 
 
+@pytest.mark.slow
 def test_fuzz(tmp_path):
     read, refused = fuzz(tmp_path, seeds(tmp_path), 5000, seed=0)
     assert read > 300 and refused > 2000
