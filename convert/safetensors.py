@@ -77,7 +77,7 @@ def write_safetensors(path, tensors: Mapping[str, Tensor], metadata: Mapping[str
 
 
 def _header(file: InputFile, metadata: bool = False) -> tuple[dict, int] | dict[str, str]:
-    """(the tensors' entries, where the data start), or the notes; all of the header is checked for either."""
+    """(the tensors' entries, where the data start), or the notes."""
     if file.size < 8:
         raise file.bad(_DAMAGED)
     size, = struct.unpack("<Q", file.read(0, 8))
