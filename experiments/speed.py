@@ -14,6 +14,7 @@ published MobileSAM file. Peers that are not installed are named as missing. Cas
   encoder_mobile  the same with MobileSAM's encoder: official PyTorch (mobilesam-lite)
   decoder_1, _64  features and 1 or 64 prompts of one point each -> three 256 x 256 masks each
   encode_jpeg     a JPEG file -> embedding, MobileSAM: SamPredictor.set_image against Sam.encode
+  click           one point on an encoded picture -> three masks of its size: predict against Sam.segment
   start           a whole process to the files written, compile cache warm, MobileSAM and one point
 
 Peak memory is that of each subject's whole process, imports and weights included (and, as "call", of the
@@ -109,7 +110,7 @@ class Worker:
 def call_case(case, args):
     """{subject: its numbers} of one case."""
     names = list(CASES[case][1])
-    if args.bf16 and "jpeg" not in case:
+    if args.bf16 and case.startswith(("encoder", "decoder")):
         names.append("samjax" + BFLOAT16)
     workers = {name: Worker(case, name, args) for name in names if not args.subjects or name in args.subjects}
     results = {name: {"missing": worker.missing} for name, worker in workers.items() if worker.missing}

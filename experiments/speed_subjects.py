@@ -221,14 +221,36 @@ def file_official(image):
     return torch_call(build)
 
 
-def file_samjax(image):
-    import jax
-
+def random_sam():
     import samjax
 
     config = samjax_config("mobile", "float32")
-    sam = samjax.Sam(config, samjax_params(config))
-    return lambda: jax.block_until_ready(sam.encode(image))
+    return samjax.Sam(config, samjax_params(config))
+
+
+def file_samjax(image):
+    sam = random_sam()
+    return lambda: sam.encode(image).features.block_until_ready()
+
+
+# A click: one point on an encoded picture -> three boolean masks of the picture's size on the host.
+
+def click_official(image):
+    import numpy as np
+    import peers
+    from PIL import Image
+
+    def build(device):
+        predictor = peers.official_predictor(peers.official_mobile_sam().to(device))
+        predictor.set_image(np.array(Image.open(image).convert("RGB")))
+        return lambda: predictor.predict(np.array([[50.0, 50.0]]), np.array([1]))
+    return torch_call(build)
+
+
+def click_samjax(image):
+    sam = random_sam()
+    embedding = sam.encode(image)
+    return lambda: sam.segment(embedding, points=[[50, 50]], labels=[1])
 
 
 CASES = {  # case: (argument of the subjects, {subject: maker}); IMAGE stands for the picture given
@@ -240,6 +262,7 @@ CASES = {  # case: (argument of the subjects, {subject: maker}); IMAGE stands fo
     "decoder_64": (64, {"official": decoder_official, "transformers": decoder_transformers,
                         "keras_hub": decoder_keras_hub, "samjax": decoder_samjax}),
     "encode_jpeg": ("IMAGE", {"official": file_official, "samjax": file_samjax}),
+    "click": ("IMAGE", {"official": click_official, "samjax": click_samjax}),
 }
 BFLOAT16 = "_bf16"  # a subject's name with this ending is samjax in bfloat16
 
