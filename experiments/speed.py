@@ -42,17 +42,13 @@ SHORTEST = 0.3  # seconds: a turn repeats its call until it has lasted about thi
 
 def main():
     args = parse()
-    results = {}
+    results = json.loads(args.out.read_text())["cases"] if args.keep and args.out.exists() else {}
+    about = machine(args.threads)
     for case in args.only:
         print(f"\n{case}", flush=True)
         results[case] = start_case(args) if case == "start" else call_case(case, args)
         show(results[case])
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    previous = json.loads(args.out.read_text())["cases"] if args.keep and args.out.exists() else {}
-    report = {"machine": machine(args.threads), "rounds": args.rounds, "cases": previous | results}
-    temporary = args.out.with_suffix(".tmp")
-    temporary.write_text(json.dumps(report, indent=1) + "\n")
-    os.replace(temporary, args.out)
+        write(args.out, {"machine": about, "rounds": args.rounds, "cases": results})  # a stop loses one case
     print(f"\nwritten to {args.out}")
 
 
@@ -193,6 +189,13 @@ def environment(threads):
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     limits = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(threads))
     return {**os.environ, "PYTHONPATH": path, **limits}
+
+
+def write(path, report):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(report, indent=1) + "\n")
+    os.replace(temporary, path)
 
 
 def summarise(results):
