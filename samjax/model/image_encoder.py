@@ -8,7 +8,7 @@ from jax import Array
 
 from samjax.config import SamConfig, ViT
 from samjax.model.attention import attend, relative_positions
-from samjax.model.layers import Conv, LayerNorm, dense, gelu, init_conv
+from samjax.model.layers import Dense, LayerNorm, conv, gelu, init_conv, matmul
 from samjax.model.windows import merge, partition
 
 EPS = 1e-6
@@ -24,13 +24,13 @@ class Attention(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         h, w, c = x.shape[1:]
-        qkv = dense(3 * c, self.dtype, "qkv")(x)
+        qkv = Dense(3 * c, self.dtype, name="qkv")(x).astype(self.dtype)
         q, k, v = rearrange(qkv, "b h w (s k d) -> s b h w k d", s=3, k=self.heads)
         d = c // self.heads
         rel_h = self.param("rel_pos_h", nn.initializers.zeros, (2 * h - 1, d))
         rel_w = self.param("rel_pos_w", nn.initializers.zeros, (2 * w - 1, d))
         out = attend(q, k, v, relative_positions(rel_h, h), relative_positions(rel_w, w), self.implementation)
-        return dense(c, self.dtype, "proj")(rearrange(out, "b h w k d -> b h w (k d)"))
+        return Dense(c, self.dtype, name="proj")(rearrange(out, "b h w k d -> b h w (k d)"))
 
 
 class Block(nn.Module):
@@ -45,12 +45,12 @@ class Block(nn.Module):
         config, vit = self.config, self.config.encoder
         h, w, c = x.shape[1:]
         attention = Attention(vit.heads, config.dtype, config.attention, name="attn")
-        y = LayerNorm(EPS, config.dtype, name="norm1")(x)
+        y = LayerNorm(EPS, name="norm1")(x)
         y = merge(attention(partition(y, self.window)), h, w) if self.window else attention(y)
         x = x + self.drop(y, drop_path)
-        y = LayerNorm(EPS, config.dtype, name="norm2")(x)
-        y = gelu(dense(vit.mlp_ratio * c, config.dtype, "mlp_in")(y))
-        return x + self.drop(dense(c, config.dtype, "mlp_out")(y), drop_path)
+        y = LayerNorm(EPS, name="norm2")(x)
+        y = gelu(Dense(vit.mlp_ratio * c, config.dtype, name="mlp_in")(y))
+        return x + self.drop(Dense(c, config.dtype, name="mlp_out")(y), drop_path)
 
     def drop(self, y: Array, rate: Array | float) -> Array:
         return drop_path(y, rate, self.make_rng("dropout")) if self.train else y
@@ -85,7 +85,7 @@ class ImageEncoder(nn.Module):
         config, vit = self.config, self.config.encoder
         x = PatchEmbed(vit.width, vit.patch, config.dtype, name="patch_embed")(pixels)
         positions = self.param("pos_embed", nn.initializers.truncated_normal(0.02), x.shape[1:])
-        x = x + positions.astype(x.dtype)
+        x = x + positions
         rates = jnp.linspace(0.0, vit.drop_path, vit.depth)  # deeper blocks are dropped more often
         if vit.scan:
             groups, size = group_shape(vit)
@@ -123,21 +123,33 @@ class PatchEmbed(nn.Module):
         kernel = self.param("kernel", init_conv, (p, p, x.shape[-1], self.width))
         bias = self.param("bias", nn.initializers.zeros, (self.width,))
         x = rearrange(x.astype(self.dtype), "b (h y) (w x) c -> b h w (y x c)", y=p, x=p)
-        return x @ rearrange(kernel, "y x c d -> (y x c) d").astype(self.dtype) + bias.astype(self.dtype)
+        return matmul(x, rearrange(kernel, "y x c d -> (y x c) d"), self.dtype) + bias
 
 
 class Neck(nn.Module):
-    """The encoder's width to the features' 256 channels; the result is float32 whatever the dtype."""
+    """The encoder's width to the features' 256 channels."""
 
     channels: int
     dtype: str
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        x = dense(self.channels, self.dtype, "conv1", use_bias=False)(x)
-        x = LayerNorm(EPS, self.dtype, name="norm1")(x)
-        x = Conv(self.channels, 3, dtype=self.dtype, name="conv2")(x)
-        return LayerNorm(EPS, name="norm2")(x).astype(jnp.float32)
+        x = Dense(self.channels, self.dtype, use_bias=False, name="conv1")(x)
+        x = LayerNorm(EPS, name="norm1")(x)
+        x = Conv3(self.channels, self.dtype, name="conv2")(x)
+        return LayerNorm(EPS, name="norm2")(x)
+
+
+class Conv3(nn.Module):
+    """A 3 x 3 convolution without bias that keeps the grid; returns float32."""
+
+    features: int
+    dtype: str
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        kernel = self.param("kernel", init_conv, (3, 3, x.shape[-1], self.features))
+        return conv(x.astype(self.dtype), kernel.astype(self.dtype)).astype(jnp.float32)
 
 
 def group_shape(vit: ViT) -> tuple[int, int]:

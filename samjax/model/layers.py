@@ -18,9 +18,27 @@ def gelu(x: Array) -> Array:
     return jax.nn.gelu(x, approximate=False)
 
 
-def dense(features: int, dtype: str, name: str, use_bias: bool = True) -> nn.Dense:
-    """A linear layer that computes in `dtype` and keeps its parameters in float32."""
-    return nn.Dense(features, use_bias=use_bias, dtype=dtype, kernel_init=init_kernel, name=name)
+class Dense(nn.Module):
+    """A linear layer that multiplies in `dtype`, and accumulates and returns float32.
+
+    Whoever takes the result casts it to what it multiplies in: between the two, activations and residual sums keep
+    float32's digits at no cost, since compilers fuse them into the product.
+    """
+
+    features: int
+    dtype: str = "float32"
+    use_bias: bool = True
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        kernel = self.param("kernel", init_kernel, (x.shape[-1], self.features))
+        x = matmul(x, kernel, self.dtype)
+        return x + self.param("bias", nn.initializers.zeros, (self.features,)) if self.use_bias else x
+
+
+def matmul(x: Array, kernel: Array, dtype: str) -> Array:
+    """x @ kernel, multiplied in `dtype`, accumulated and returned in float32."""
+    return jnp.matmul(x.astype(dtype), kernel.astype(dtype), preferred_element_type=jnp.float32)
 
 
 def layer_norm(x: Array, scale: Array, bias: Array, eps: float) -> Array:
@@ -32,46 +50,24 @@ def layer_norm(x: Array, scale: Array, bias: Array, eps: float) -> Array:
 
 
 class LayerNorm(nn.Module):
-    """LayerNorm over the last axis, computed in float32, returned in `dtype`.
+    """LayerNorm over the last axis in float32.
 
     SAM mixes two epsilons: 1e-6 in the ViT and in every channel norm, 1e-5 in the decoder and in TinyViT.
     """
 
     eps: float
-    dtype: str = "float32"
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
         bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],))
-        return layer_norm(x, scale, bias, self.eps).astype(self.dtype)
+        return layer_norm(x, scale, bias, self.eps)
 
 
-class Conv(nn.Module):
-    """A square convolution with symmetric padding, in the form that is fast on the platform at hand.
-
-    x (b, h, w, c) -> (b, h / stride, w / stride, features); kernel (s, s, c, features).
-    """
-
-    features: int
-    size: int
-    stride: int = 1
-    use_bias: bool = False
-    dtype: str = "float32"
-
-    @nn.compact
-    def __call__(self, x: Array) -> Array:
-        kernel = self.param("kernel", init_conv, (self.size, self.size, x.shape[-1], self.features))
-        x = conv(x.astype(self.dtype), kernel.astype(self.dtype), self.stride)
-        if self.use_bias:
-            x = x + self.param("bias", nn.initializers.zeros, (self.features,)).astype(self.dtype)
-        return x
-
-
-def conv(x: Array, kernel: Array, stride: int = 1) -> Array:
-    """Convolution of (b, h, w, c) with (s, s, c, features), padded by s // 2 on each side as PyTorch's does."""
+def conv(x: Array, kernel: Array, stride: int = 1, groups: int = 1) -> Array:
+    """Convolution of (b, h, w, c) with (s, s, c / groups, features), padded by s // 2 on each side as PyTorch's does."""
     pad = kernel.shape[0] // 2
-    return lax.conv_general_dilated(x, kernel, (stride, stride), [(pad, pad)] * 2,
+    return lax.conv_general_dilated(x, kernel, (stride, stride), [(pad, pad)] * 2, feature_group_count=groups,
                                     dimension_numbers=("NHWC", "HWIO", "NHWC"))
 
 
@@ -82,14 +78,7 @@ def depthwise_conv(x: Array, kernel: Array, stride: int = 1) -> Array:
     its own form; the choice is made where the program is lowered, so that exported programs choose rightly too.
     """
     return lax.platform_dependent(x, kernel, cpu=lambda x, k: _shifted(x, k, stride),
-                                  default=lambda x, k: _grouped(x, k, stride))
-
-
-def _grouped(x: Array, kernel: Array, stride: int) -> Array:
-    pad = kernel.shape[0] // 2
-    return lax.conv_general_dilated(x, kernel, (stride, stride), [(pad, pad)] * 2,
-                                    dimension_numbers=("NHWC", "HWIO", "NHWC"),
-                                    feature_group_count=x.shape[-1])
+                                  default=lambda x, k: conv(x, k, stride, groups=x.shape[-1]))
 
 
 def _shifted(x: Array, kernel: Array, stride: int) -> Array:

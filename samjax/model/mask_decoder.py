@@ -15,7 +15,7 @@ from einops import rearrange
 from jax import Array, lax
 
 from samjax.config import SamConfig
-from samjax.model.layers import LayerNorm, dense, gelu, init_conv, init_kernel
+from samjax.model.layers import Dense, LayerNorm, gelu, init_conv, init_kernel, matmul
 
 EPS = 1e-5  # in the transformer; the upscaling's norm has 1e-6
 
@@ -120,8 +120,8 @@ class Mlp(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         for i, width in enumerate(self.widths):
-            x = dense(width, self.dtype, f"layers_{i}")(x if i == 0 else nn.relu(x))
-        return x.astype(jnp.float32)
+            x = Dense(width, self.dtype, name=f"layers_{i}")(x if i == 0 else nn.relu(x))
+        return x
 
 
 class TwoWayBlock(nn.Module):
@@ -148,7 +148,7 @@ class TwoWayBlock(nn.Module):
         tokens = norm("norm2", tokens)
         tokens = norm("norm3", tokens + drop(Mlp((config.decoder.mlp, c), config.dtype, name="mlp")(tokens)))
         answer = ImageToToken(config, c // 2, name="image_to_token")(placed, tokens + token_code, tokens, valid)
-        return tokens, LayerNorm(EPS, config.dtype, name="norm4")(image + drop(answer))
+        return tokens, LayerNorm(EPS, name="norm4")(image + drop(answer))
 
 
 class MaskDecoder(nn.Module):
@@ -177,9 +177,9 @@ class MaskDecoder(nn.Module):
         tokens = jnp.concatenate([jnp.broadcast_to(learned, (b, n, 1 + masks, c)), tokens], axis=2)
         valid = jnp.concatenate([jnp.ones((b, n, 1 + masks), bool), valid], axis=2)
 
-        x = rearrange(image, "b n h w c -> b n (h w) c").astype(config.dtype)
+        x = rearrange(image, "b n h w c -> b n (h w) c")
         x = jnp.broadcast_to(x, (b, n, h * w, c))
-        code, image_code = tokens, rearrange(image_code, "h w c -> (h w) c").astype(config.dtype)
+        code, image_code = tokens, rearrange(image_code, "h w c -> (h w) c")
         for i in range(config.decoder.depth):
             block = TwoWayBlock(config, i == 0, self.train, name=f"blocks_{i}")
             tokens, x = block(tokens, x, code, image_code, valid)
@@ -205,9 +205,9 @@ class Upscale(nn.Module):
     @nn.compact
     def __call__(self, x: Array, hyper: Array) -> Array:
         x = Children(self.channels // 4, self.dtype, name="conv1")(x)
-        x = gelu(LayerNorm(1e-6, self.dtype, name="norm")(x))
+        x = gelu(LayerNorm(1e-6, name="norm")(x))
         x = gelu(Children(self.channels // 8, self.dtype, name="conv2")(x))
-        logits = jnp.einsum("bnhwyxYXc,bnmc->bnmhwyxYX", x, hyper.astype(x.dtype),
+        logits = jnp.einsum("bnhwyxYXc,bnmc->bnmhwyxYX", x.astype(self.dtype), hyper.astype(self.dtype),
                             preferred_element_type=jnp.float32)
         return rearrange(logits, "b n m h w y x Y X -> b n m (h y Y) (w x X)")
 
@@ -222,6 +222,5 @@ class Children(nn.Module):
     def __call__(self, x: Array) -> Array:
         kernel = self.param("kernel", init_conv, (2, 2, x.shape[-1], self.features))
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
-        flat = rearrange(kernel, "y x c d -> c (y x d)").astype(self.dtype)
-        x = rearrange(x.astype(self.dtype) @ flat, "... (y x d) -> ... y x d", y=2, x=2)
-        return x + bias.astype(self.dtype)
+        x = matmul(x, rearrange(kernel, "y x c d -> c (y x d)"), self.dtype)
+        return rearrange(x, "... (y x d) -> ... y x d", y=2, x=2) + bias

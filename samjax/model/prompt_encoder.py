@@ -11,7 +11,7 @@ from einops import rearrange
 from jax import Array, lax
 
 from samjax.config import SamConfig
-from samjax.model.layers import LayerNorm, dense, gelu, init_conv
+from samjax.model.layers import Dense, LayerNorm, gelu, init_conv, matmul
 
 EPS = 1e-6
 EMPTY = -2
@@ -87,10 +87,10 @@ class MaskDownscale(nn.Module):
 
     @nn.compact
     def __call__(self, logits: Array) -> Array:
-        x = logits[..., None].astype(self.dtype)
-        x = gelu(LayerNorm(EPS, self.dtype, name="norm1")(HalvingConv(self.hidden // 4, self.dtype, name="conv1")(x)))
-        x = gelu(LayerNorm(EPS, self.dtype, name="norm2")(HalvingConv(self.hidden, self.dtype, name="conv2")(x)))
-        return dense(self.channels, self.dtype, "conv3")(x).astype(jnp.float32)
+        x = logits[..., None]
+        x = gelu(LayerNorm(EPS, name="norm1")(HalvingConv(self.hidden // 4, self.dtype, name="conv1")(x)))
+        x = gelu(LayerNorm(EPS, name="norm2")(HalvingConv(self.hidden, self.dtype, name="conv2")(x)))
+        return Dense(self.channels, self.dtype, name="conv3")(x)
 
 
 class HalvingConv(nn.Module):
@@ -101,7 +101,7 @@ class HalvingConv(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        kernel = self.param("kernel", init_conv, (2, 2, x.shape[-1], self.features)).astype(self.dtype)
-        bias = self.param("bias", nn.initializers.zeros, (self.features,)).astype(self.dtype)
+        kernel = self.param("kernel", init_conv, (2, 2, x.shape[-1], self.features))
+        bias = self.param("bias", nn.initializers.zeros, (self.features,))
         x = rearrange(x, "... (h y) (w x) c -> ... h w (y x c)", y=2, x=2)
-        return x @ rearrange(kernel, "y x c d -> (y x c) d") + bias
+        return matmul(x, rearrange(kernel, "y x c d -> (y x c) d"), self.dtype) + bias

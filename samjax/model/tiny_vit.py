@@ -12,7 +12,7 @@ from jax import Array, lax
 
 from samjax.config import SamConfig
 from samjax.model.image_encoder import Neck, drop_path
-from samjax.model.layers import LayerNorm, conv, dense, depthwise_conv, gelu, init_conv
+from samjax.model.layers import Dense, LayerNorm, conv, depthwise_conv, gelu, init_conv, matmul
 from samjax.model.windows import merge, partition
 
 EPS = 1e-5  # of its LayerNorms and BatchNorms
@@ -31,33 +31,31 @@ class ConvNorm(nn.Module):
     size: int = 1
     stride: int = 1
     depthwise: bool = False
+    exact: bool = False  # always in float32
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        dtype = self.config.dtype
+        # A depthwise convolution multiplies element by element: float32 costs it nothing, and keeps its digits.
+        dtype = "float32" if self.depthwise or self.exact else self.config.dtype
         inputs = 1 if self.depthwise else x.shape[-1]
         kernel = self.param("kernel", init_conv, (self.size, self.size, inputs, self.features))
         bias = 0.0
         if self.config.encoder.fold_batch_norm:
             bias = self.param("bias", nn.initializers.zeros, (self.features,))
-        x, kernel = x.astype(dtype), kernel.astype(dtype)
-        if self.depthwise:
-            x = depthwise_conv(x, kernel, self.stride)
-        elif self.size == 1:
-            x = x @ kernel[0, 0]
+        if self.size == 1:
+            x = matmul(x, kernel[0, 0], dtype)
         else:
-            x = conv(x, kernel, self.stride)
-        if self.config.encoder.fold_batch_norm:
-            return x + bias.astype(dtype)
-        return self.batch_norm(x).astype(dtype)
+            convolve = depthwise_conv if self.depthwise else conv
+            x = convolve(x.astype(dtype), kernel.astype(dtype), self.stride).astype(jnp.float32)
+        return x + bias if self.config.encoder.fold_batch_norm else self.batch_norm(x)
 
     def batch_norm(self, x: Array) -> Array:
-        """BatchNorm with the stored statistics, in float32."""
+        """BatchNorm with the stored statistics."""
         zeros, ones, shape = nn.initializers.zeros, nn.initializers.ones, (self.features,)
         scale, bias = self.param("norm_scale", ones, shape), self.param("norm_bias", zeros, shape)
         mean = lax.stop_gradient(self.param("norm_mean", zeros, shape))
         var = lax.stop_gradient(self.param("norm_var", ones, shape))
-        return (x.astype(jnp.float32) - mean) * (scale * lax.rsqrt(var + EPS)) + bias
+        return (x - mean) * (scale * lax.rsqrt(var + EPS)) + bias
 
 
 class MBConv(nn.Module):
@@ -69,9 +67,9 @@ class MBConv(nn.Module):
     @nn.compact
     def __call__(self, x: Array, rate: Array | float = 0.0) -> Array:
         c = x.shape[-1]
-        y = gelu(ConvNorm(self.config, 4 * c, name="conv1")(x))
+        y = gelu(ConvNorm(self.config, 4 * c, exact=True, name="conv1")(x))
         y = gelu(ConvNorm(self.config, 4 * c, 3, depthwise=True, name="conv2")(y))
-        y = ConvNorm(self.config, c, name="conv3")(y)
+        y = ConvNorm(self.config, c, exact=True, name="conv3")(y)
         return gelu(x + (drop_path(y, rate, self.make_rng("dropout")) if self.train else y))
 
 
@@ -102,12 +100,13 @@ class WindowAttention(nn.Module):
     def __call__(self, x: Array) -> Array:
         y, c = x.shape[1], x.shape[-1]
         d = c // self.heads
-        x = LayerNorm(EPS, self.dtype, name="norm")(rearrange(x, "b y x c -> b (y x) c"))
-        q, k, v = rearrange(dense(3 * c, self.dtype, "qkv")(x), "b n (k s d) -> s k b n d", s=3, k=self.heads)
+        x = LayerNorm(EPS, name="norm")(rearrange(x, "b y x c -> b (y x) c"))
+        qkv = Dense(3 * c, self.dtype, name="qkv")(x).astype(self.dtype)
+        q, k, v = rearrange(qkv, "b n (k s d) -> s k b n d", s=3, k=self.heads)
         table = self.param("bias", nn.initializers.zeros, (self.heads, y * y))
-        bias = table.astype(jnp.float32)[:, offsets(y)]
+        bias = table[:, offsets(y)]
         out = lax.map(lambda a: window_attend(*a), (q * d**-0.5, k, v, bias))  # head by head, to stay in cache
-        out = dense(c, self.dtype, "proj")(rearrange(out, "k b n d -> b n (k d)"))
+        out = Dense(c, self.dtype, name="proj")(rearrange(out, "k b n d -> b n (k d)"))
         return rearrange(out, "b (y x) c -> b y x c", y=y)
 
 
@@ -141,9 +140,9 @@ class TinyBlock(nn.Module):
         y = WindowAttention(self.heads, config.dtype, name="attn")(partition(x, self.window))
         x = x + self.drop(merge(y, h, w), rate)
         x = ConvNorm(config, c, 3, depthwise=True, name="local_conv")(x)
-        y = LayerNorm(EPS, config.dtype, name="mlp_norm")(x)
-        y = gelu(dense(config.encoder.mlp_ratio * c, config.dtype, "mlp_in")(y))
-        return x + self.drop(dense(c, config.dtype, "mlp_out")(y), rate)
+        y = LayerNorm(EPS, name="mlp_norm")(x)
+        y = gelu(Dense(config.encoder.mlp_ratio * c, config.dtype, name="mlp_in")(y))
+        return x + self.drop(Dense(c, config.dtype, name="mlp_out")(y), rate)
 
     def drop(self, y: Array, rate: Array | float) -> Array:
         return drop_path(y, rate, self.make_rng("dropout")) if self.train else y
@@ -158,9 +157,10 @@ class TinyViT(nn.Module):
     @nn.compact
     def __call__(self, pixels: Array) -> Array:
         config, tiny = self.config, self.config.encoder
+        # The first layers see the picture itself, whose 8 bits bfloat16 would cut again: they stay float32.
         size, stride = (3, 2) if tiny.patch_stride == 4 else (1, 1)
-        x = gelu(ConvNorm(config, tiny.widths[0] // 2, size, stride, name="patch_embed_0")(pixels))
-        x = ConvNorm(config, tiny.widths[0], size, stride, name="patch_embed_1")(x)
+        x = gelu(ConvNorm(config, tiny.widths[0] // 2, size, stride, exact=True, name="patch_embed_0")(pixels))
+        x = ConvNorm(config, tiny.widths[0], size, stride, exact=True, name="patch_embed_1")(x)
         rates = iter(jnp.linspace(0.0, tiny.drop_path, sum(tiny.depths)))
         stages = len(tiny.depths)
         for i in range(stages):
