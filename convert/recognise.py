@@ -107,9 +107,10 @@ def _tiny_vit(shapes: Mapping[str, tuple]) -> SamConfig:
 
 def _named(config: SamConfig, known: tuple[SamConfig, ...]) -> SamConfig:
     """The published model of the same shapes, if there is one."""
-    shapes = sorted((row.path, row.shape) for row in rows(config)) if config.encoder.heads else None
+    shapes = sorted((row.path, row.shape) for row in rows(config))
     for model in known:
-        if type(model.encoder) is type(config.encoder) and model.image_size == config.image_size:
-            if model.decoder == config.decoder and sorted((r.path, r.shape) for r in rows(model)) == shapes:
-                return model
+        alike = (type(model.encoder), model.image_size, model.decoder) == (
+            type(config.encoder), config.image_size, config.decoder)
+        if alike and sorted((row.path, row.shape) for row in rows(model)) == shapes:
+            return model
     return config

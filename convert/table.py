@@ -205,7 +205,8 @@ def _mask_decoder(config: SamConfig) -> Iterator[Row]:
     transformer = f"{name}.transformer"
     final = f"{transformer}.final_attn_token_to_image"
     yield from _attention((final, final), f"{name}/final_token_to_image", c, c // 2)
-    yield from _norm((f"{transformer}.norm_final_attn", f"{transformer}.layer_norm_final_attn"), f"{name}/final_norm", c)
+    norm = f"{transformer}.norm_final_attn", f"{transformer}.layer_norm_final_attn"
+    yield from _norm(norm, f"{name}/final_norm", c)
     yield from _conv((f"{name}.output_upscaling.0", f"{name}.upscale_conv1"), f"{name}/upscale/conv1",
                      (2, 2, c, c // 4), kind="conv_t")
     yield from _norm((f"{name}.output_upscaling.1", f"{name}.upscale_layer_norm"), f"{name}/upscale/norm", c // 4)

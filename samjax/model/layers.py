@@ -65,7 +65,7 @@ class LayerNorm(nn.Module):
 
 
 def conv(x: Array, kernel: Array, stride: int = 1, groups: int = 1) -> Array:
-    """Convolution of (b, h, w, c) with (s, s, c / groups, features), padded by s // 2 on each side as PyTorch's does."""
+    """Convolution of (b, h, w, c) with (s, s, c / groups, features), padded by s // 2 on each side."""
     pad = kernel.shape[0] // 2
     return lax.conv_general_dilated(x, kernel, (stride, stride), [(pad, pad)] * 2, feature_group_count=groups,
                                     dimension_numbers=("NHWC", "HWIO", "NHWC"))

@@ -173,8 +173,8 @@ class MaskDecoder(nn.Module):
         b, n = tokens.shape[:2]
         h, w = image.shape[2:4]
         normal = nn.initializers.normal(1.0)
-        learned = jnp.concatenate([self.param("iou_token", normal, (1, c)), self.param("mask_tokens", normal, (masks, c))])
-        tokens = jnp.concatenate([jnp.broadcast_to(learned, (b, n, 1 + masks, c)), tokens], axis=2)
+        learned = [self.param("iou_token", normal, (1, c)), self.param("mask_tokens", normal, (masks, c))]
+        tokens = jnp.concatenate([jnp.broadcast_to(jnp.concatenate(learned), (b, n, 1 + masks, c)), tokens], axis=2)
         valid = jnp.concatenate([jnp.ones((b, n, 1 + masks), bool), valid], axis=2)
 
         x = rearrange(image, "b n h w c -> b n (h w) c")
