@@ -8,6 +8,8 @@ the image is written between. (The keys' bias shifts all scores of a query alike
 Here p is an image position, r = (t k) a token and a head.
 """
 
+from functools import partial
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -18,6 +20,9 @@ from samjax.config import SamConfig
 from samjax.model.layers import Dense, LayerNorm, gelu, init_conv, init_kernel, matmul
 
 EPS = 1e-5  # in the transformer; the upscaling's norm has 1e-6
+
+
+exact = partial(jnp.einsum, precision=lax.Precision.HIGHEST)  # among the few tokens float32 costs nothing
 
 
 class Projection(nn.Module):
@@ -54,15 +59,15 @@ class Attention(nn.Module):
     def project(self, x: Array, projection: Projection) -> Array:
         """(b, n, t, c) -> (b, n, t, k, d)."""
         kernel, bias = self.by_head(projection)
-        return self.dot("bntc,ckd->bntkd", x, kernel) + bias
+        return exact("bntc,ckd->bntkd", x, kernel) + bias
 
     def join(self, x: Array) -> Array:
         """The output projection: (b, n, t, k, d) -> (b, n, t, c)."""
         kernel, bias = self.out(self.width)
-        return self.dot("bntc,cd->bntd", rearrange(x, "b n t k d -> b n t (k d)"), kernel) + bias
+        return exact("bntc,cd->bntd", rearrange(x, "b n t k d -> b n t (k d)"), kernel) + bias
 
     def dot(self, pattern: str, x: Array, y: Array) -> Array:
-        """einsum of the computation's dtype with a float32 result."""
+        """einsum over the image in the computation's dtype, accumulated and returned in float32."""
         dtype = self.config.dtype
         return jnp.einsum(pattern, x.astype(dtype), y.astype(dtype), preferred_element_type=jnp.float32)
 
@@ -72,9 +77,9 @@ class TokenAttention(Attention):
 
     def __call__(self, x: Array, v: Array, valid: Array) -> Array:
         q, k, v = self.project(x, self.q), self.project(x, self.k), self.project(v, self.v)
-        scores = self.dot("bntkd,bnskd->bnkts", q * self.scale, k)
+        scores = exact("bntkd,bnskd->bnkts", q * self.scale, k)
         weights = jax.nn.softmax(jnp.where(valid[:, :, None, None], scores, -jnp.inf), axis=-1)
-        return self.join(self.dot("bnkts,bnskd->bntkd", weights, v))
+        return self.join(exact("bnkts,bnskd->bntkd", weights, v))
 
 
 class TokenToImage(Attention):
@@ -83,13 +88,13 @@ class TokenToImage(Attention):
     def __call__(self, tokens: Array, keys: Array, values: Array) -> Array:
         heads = self.config.decoder.heads
         q = self.project(tokens, self.q) * self.scale
-        probes = self.dot("bntkd,ckd->bntkc", q, self.by_head(self.k)[0])
+        probes = exact("bntkd,ckd->bntkc", q, self.by_head(self.k)[0])
         scores = self.dot("bnrc,bnpc->bnrp", rearrange(probes, "b n t k c -> b n (t k) c"), keys)
         weights = jnp.exp(scores - lax.stop_gradient(scores.max(-1, keepdims=True)))
         seen = self.dot("bnrp,bnpc->bnrc", weights, values) / weights.sum(-1, keepdims=True)
         kernel, bias = self.by_head(self.v)
         seen = rearrange(seen, "b n (t k) c -> b n t k c", k=heads)
-        return self.join(self.dot("bntkc,ckd->bntkd", seen, kernel) + bias)
+        return self.join(exact("bntkc,ckd->bntkd", seen, kernel) + bias)
 
 
 class ImageToToken(Attention):
@@ -99,28 +104,28 @@ class ImageToToken(Attention):
         heads = self.config.decoder.heads
         kernel, bias = self.by_head(self.q)
         k = self.project(keys, self.k) * self.scale
-        probes = self.dot("bntkd,ckd->bntkc", k, kernel)
-        offset = jnp.where(valid[..., None], jnp.einsum("bntkd,kd->bntk", k, bias), -jnp.inf)
+        probes = exact("bntkd,ckd->bntkc", k, kernel)
+        offset = jnp.where(valid[..., None], exact("bntkd,kd->bntk", k, bias), -jnp.inf)
         scores = self.dot("bnrc,bnpc->bnrp", rearrange(probes, "b n t k c -> b n (t k) c"), image)
         scores = rearrange(scores, "b n (t k) p -> b n t k p", k=heads) + offset[..., None]
         # The tokens are a leading axis, so that the softmax over them runs along the positions and vectorises.
         weights = rearrange(jax.nn.softmax(scores, axis=2), "b n t k p -> b n (t k) p")
         out_kernel, out_bias = self.out(self.width)
         out_kernel = rearrange(out_kernel, "(k d) c -> k d c", k=heads)
-        answers = self.dot("bntkd,kdc->bntkc", self.project(values, self.v), out_kernel)
+        answers = exact("bntkd,kdc->bntkc", self.project(values, self.v), out_kernel)
         return self.dot("bnrp,bnrc->bnpc", weights, rearrange(answers, "b n t k c -> b n (t k) c")) + out_bias
 
 
 class Mlp(nn.Module):
-    """Dense layers with ReLU between."""
+    """Dense layers with ReLU between, in float32."""
 
     widths: tuple[int, ...]
-    dtype: str
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        for i, width in enumerate(self.widths):
-            x = Dense(width, self.dtype, name=f"layers_{i}")(x if i == 0 else nn.relu(x))
+        with jax.default_matmul_precision("highest"):
+            for i, width in enumerate(self.widths):
+                x = Dense(width, name=f"layers_{i}")(x if i == 0 else nn.relu(x))
         return x
 
 
@@ -146,7 +151,7 @@ class TwoWayBlock(nn.Module):
         placed = image + image_code
         tokens = tokens + drop(TokenToImage(config, c // 2, name="token_to_image")(tokens + token_code, placed, image))
         tokens = norm("norm2", tokens)
-        tokens = norm("norm3", tokens + drop(Mlp((config.decoder.mlp, c), config.dtype, name="mlp")(tokens)))
+        tokens = norm("norm3", tokens + drop(Mlp((config.decoder.mlp, c), name="mlp")(tokens)))
         answer = ImageToToken(config, c // 2, name="image_to_token")(placed, tokens + token_code, tokens, valid)
         return tokens, LayerNorm(EPS, name="norm4")(image + drop(answer))
 
@@ -186,10 +191,10 @@ class MaskDecoder(nn.Module):
         final = TokenToImage(config, c // 2, name="final_token_to_image")
         tokens = LayerNorm(EPS, name="final_norm")(tokens + final(tokens + code, x + image_code, x))
 
-        hyper = [Mlp((c, c, c // 8), config.dtype, name=f"hyper_{i}")(tokens[:, :, 1 + i]) for i in range(masks)]
+        hyper = [Mlp((c, c, c // 8), name=f"hyper_{i}")(tokens[:, :, 1 + i]) for i in range(masks)]
         logits = Upscale(c, config.dtype, name="upscale")(rearrange(x, "b n (h w) c -> b n h w c", h=h),
                                                           jnp.stack(hyper, axis=2))
-        return logits, Mlp((c, c, masks), config.dtype, name="iou_head")(tokens[:, :, 0])
+        return logits, Mlp((c, c, masks), name="iou_head")(tokens[:, :, 0])
 
 
 class Upscale(nn.Module):

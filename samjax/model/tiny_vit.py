@@ -5,6 +5,7 @@ others windowed attention with a depthwise convolution between attention and MLP
 """
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
@@ -19,11 +20,14 @@ EPS = 1e-5  # of its LayerNorms and BatchNorms
 
 
 class ConvNorm(nn.Module):
-    """A convolution and its BatchNorm, or the two folded into one convolution with a bias.
+    """A convolution and its BatchNorm, or the two folded into one convolution with a bias. Always in float32.
 
     Folded, the parameters are `kernel` and `bias`. Otherwise `kernel` and `norm_{scale,bias,mean,var}`, where mean
     and var are the stored statistics: buffers that no gradient reaches. `samjax.model.fold.fold_batch_norm` goes
     from the second form to the first.
+
+    The convolutions see the picture itself and have no norm that would even out the errors of bfloat16: with them in
+    float32 (a sixth of the operations), bfloat16 masks stay within 0.98 IoU of float32 ones, otherwise not.
     """
 
     config: SamConfig
@@ -31,23 +35,19 @@ class ConvNorm(nn.Module):
     size: int = 1
     stride: int = 1
     depthwise: bool = False
-    exact: bool = False  # always in float32
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        # A depthwise convolution multiplies element by element: float32 costs it nothing, and keeps its digits.
-        dtype = "float32" if self.depthwise or self.exact else self.config.dtype
         inputs = 1 if self.depthwise else x.shape[-1]
         kernel = self.param("kernel", init_conv, (self.size, self.size, inputs, self.features))
-        bias = 0.0
+        with jax.default_matmul_precision("highest"):
+            if self.size == 1:
+                x = matmul(x, kernel[0, 0], "float32")
+            else:
+                x = (depthwise_conv if self.depthwise else conv)(x, kernel, self.stride)
         if self.config.encoder.fold_batch_norm:
-            bias = self.param("bias", nn.initializers.zeros, (self.features,))
-        if self.size == 1:
-            x = matmul(x, kernel[0, 0], dtype)
-        else:
-            convolve = depthwise_conv if self.depthwise else conv
-            x = convolve(x.astype(dtype), kernel.astype(dtype), self.stride).astype(jnp.float32)
-        return x + bias if self.config.encoder.fold_batch_norm else self.batch_norm(x)
+            return x + self.param("bias", nn.initializers.zeros, (self.features,))
+        return self.batch_norm(x)
 
     def batch_norm(self, x: Array) -> Array:
         """BatchNorm with the stored statistics."""
@@ -67,9 +67,9 @@ class MBConv(nn.Module):
     @nn.compact
     def __call__(self, x: Array, rate: Array | float = 0.0) -> Array:
         c = x.shape[-1]
-        y = gelu(ConvNorm(self.config, 4 * c, exact=True, name="conv1")(x))
+        y = gelu(ConvNorm(self.config, 4 * c, name="conv1")(x))
         y = gelu(ConvNorm(self.config, 4 * c, 3, depthwise=True, name="conv2")(y))
-        y = ConvNorm(self.config, c, exact=True, name="conv3")(y)
+        y = ConvNorm(self.config, c, name="conv3")(y)
         return gelu(x + (drop_path(y, rate, self.make_rng("dropout")) if self.train else y))
 
 
@@ -157,10 +157,9 @@ class TinyViT(nn.Module):
     @nn.compact
     def __call__(self, pixels: Array) -> Array:
         config, tiny = self.config, self.config.encoder
-        # The first layers see the picture itself, whose 8 bits bfloat16 would cut again: they stay float32.
         size, stride = (3, 2) if tiny.patch_stride == 4 else (1, 1)
-        x = gelu(ConvNorm(config, tiny.widths[0] // 2, size, stride, exact=True, name="patch_embed_0")(pixels))
-        x = ConvNorm(config, tiny.widths[0], size, stride, exact=True, name="patch_embed_1")(x)
+        x = gelu(ConvNorm(config, tiny.widths[0] // 2, size, stride, name="patch_embed_0")(pixels))
+        x = ConvNorm(config, tiny.widths[0], size, stride, name="patch_embed_1")(x)
         rates = iter(jnp.linspace(0.0, tiny.drop_path, sum(tiny.depths)))
         stages = len(tiny.depths)
         for i in range(stages):
