@@ -4,6 +4,7 @@ import colorsys
 import contextlib
 import math
 import os
+from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
@@ -17,12 +18,14 @@ _FINE = 4  # markers and corners are drawn this many times larger, then reduced
 _GOLDEN = (math.sqrt(5) - 1) / 2
 
 
-def overlay(image: np.ndarray, masks: np.ndarray, points=None, labels=None, boxes=None) -> Image.Image:
+def overlay(image: np.ndarray, masks: np.ndarray | Sequence[np.ndarray], points=None, labels=None,
+            boxes=None) -> Image.Image:
     """The picture, RGB, with each object in a colour of its own.
 
     Args:
         image: uint8 (h, w, 3); (h, w) and (h, w, c) are taken too, as grey or by their first three channels.
-        masks: bool (n, h, w); filled, with an outline. Large ones are drawn first.
+        masks: bool (n, h, w); filled, with an outline. Large ones are drawn first. A sequence of n masks that is
+            neither list nor tuple is asked for one mask at a time (see `samjax.annotations`).
         points: (n, t, 2) pixels, x before y, and labels (n, t): 1 is a green disc, 0 a red cross; slots with
             other labels are not drawn. Points without labels are foreground.
         boxes: (n, 4) x0 y0 x1 y1 in pixels, each in its object's colour.
@@ -30,9 +33,11 @@ def overlay(image: np.ndarray, masks: np.ndarray, points=None, labels=None, boxe
     Sizes of lines and markers follow the picture's. Raises ValueError where shapes do not fit.
     """
     canvas = Image.fromarray(_rgb(np.asarray(image)))
-    masks = np.ascontiguousarray(masks, bool)
-    if masks.ndim != 3 or masks.shape[1:] != (canvas.height, canvas.width):
-        raise ValueError(f"masks {masks.shape} do not fit an image of {canvas.height} x {canvas.width}")
+    lazy = isinstance(masks, Sequence) and not isinstance(masks, (list, tuple))
+    masks = masks if lazy else np.ascontiguousarray(masks, bool)
+    shape = (len(masks), *masks[0].shape) if lazy and len(masks) else np.shape(masks)
+    if shape[1:] != (canvas.height, canvas.width) and not (lazy and shape == (0,)):
+        raise ValueError(f"masks {shape} do not fit an image of {canvas.height} x {canvas.width}")
     width = line_width(canvas.size)
     canvas = _draw_masks(canvas, masks, width)
     for n, box in enumerate([] if boxes is None else np.asarray(boxes, np.float64).reshape(-1, 4)):
@@ -85,7 +90,7 @@ def _rgb(image: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(image)
 
 
-def _draw_masks(canvas: Image.Image, masks: np.ndarray, width: int) -> Image.Image:
+def _draw_masks(canvas: Image.Image, masks: np.ndarray | Sequence[np.ndarray], width: int) -> Image.Image:
     """All fills, then all outlines, so that no fill covers a line."""
     if not len(masks):
         return canvas

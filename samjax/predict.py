@@ -120,6 +120,27 @@ class Sam:
         return [self._finish(self._decode(embedding[i].features, s), size, chosen)
                 for i, (s, size) in enumerate(zip(slots, embedding.image_sizes.tolist()))]
 
+    def everything(self, image, preset: str | None = None, **settings) -> list[dict]:
+        """Masks of everything in a picture, found by a grid of points: the official generator's results.
+
+        Args:
+            image: as for `encode`, one picture.
+            preset: "fast", "paper" or "dense"; see `samjax.settings`.
+            settings: fields of `samjax.settings.Settings` by their official names (points_per_side=32,
+                pred_iou_thresh=0.88, stability_score_thresh=0.95, crop_n_layers=0, min_mask_region_area=0,
+                output_mode="binary_mask", ...), in place of the preset's.
+
+        Returns:
+            A dict for each mask, in the official order: segmentation (bool (h, w), or run lengths as `output_mode`
+            says), area, bbox (x, y, width, height; the width is that of the last pixel minus the first),
+            predicted_iou, point_coords [[x, y]], stability_score, crop_box.
+
+        Raises InputError.
+        """
+        from samjax.automatic import everything, make_settings
+
+        return everything(self, image, make_settings(preset, **settings))
+
     def _prepare(self, image) -> tuple[np.ndarray, tuple[int, int], tuple[int, int]]:
         array = read_image(image, self.config.in_channels)
         return *prepare(array, self.config), array.shape[:2]
