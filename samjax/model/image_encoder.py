@@ -8,29 +8,38 @@ from jax import Array
 
 from samjax.config import SamConfig, ViT
 from samjax.model.attention import attend, relative_positions
-from samjax.model.layers import Dense, LayerNorm, conv, gelu, init_conv, matmul
+from samjax.model.layers import Dense, LayerNorm, Weights, conv, init_conv, matmul, mlp
 from samjax.model.windows import merge, partition
 
 EPS = 1e-6
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention over a grid, with relative positions. (b, h, w, c) -> (b, h, w, c)."""
+    """Multi-head self-attention with relative positions over a grid, in windows or (window 0) global.
+
+    (b, h, w, c) -> (b, h, w, c). Windows are padded with zeros, whose projection is the bias.
+    """
 
     heads: int
+    window: int
     dtype: str
     implementation: str
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         h, w, c = x.shape[1:]
-        qkv = Dense(3 * c, self.dtype, name="qkv")(x).astype(self.dtype)
-        q, k, v = rearrange(qkv, "b h w (s k d) -> s b h w k d", s=3, k=self.heads)
-        d = c // self.heads
-        rel_h = self.param("rel_pos_h", nn.initializers.zeros, (2 * h - 1, d))
-        rel_w = self.param("rel_pos_w", nn.initializers.zeros, (2 * w - 1, d))
-        out = attend(q, k, v, relative_positions(rel_h, h), relative_positions(rel_w, w), self.implementation)
-        return Dense(c, self.dtype, name="proj")(rearrange(out, "b h w k d -> b h w (k d)"))
+        project = Dense(3 * c, self.dtype, name="qkv")
+        qkv = project(x).astype(self.dtype)
+        if self.window:
+            qkv = partition(qkv, self.window, project(jnp.zeros(c)).astype(self.dtype))
+        q, k, v = rearrange(qkv, "b y x (s k d) -> s b y x k d", s=3, k=self.heads)
+        rel_h, rel_w = (
+            relative_positions(self.param(name, nn.initializers.zeros, (2 * size - 1, c // self.heads)), size)
+            for name, size in zip(("rel_pos_h", "rel_pos_w"), qkv.shape[1:3]))
+        out = rearrange(attend(q, k, v, rel_h, rel_w, self.implementation), "b y x k d -> b y x (k d)")
+        if self.window:
+            out = merge(out, h, w)
+        return Dense(c, self.dtype, name="proj")(out)
 
 
 class Block(nn.Module):
@@ -43,14 +52,14 @@ class Block(nn.Module):
     @nn.compact
     def __call__(self, x: Array, drop_path: Array | float = 0.0) -> Array:
         config, vit = self.config, self.config.encoder
-        h, w, c = x.shape[1:]
-        attention = Attention(vit.heads, config.dtype, config.attention, name="attn")
+        c = x.shape[-1]
         y = LayerNorm(EPS, name="norm1")(x)
-        y = merge(attention(partition(y, self.window)), h, w) if self.window else attention(y)
+        y = Attention(vit.heads, self.window, config.dtype, config.attention, name="attn")(y)
         x = x + self.drop(y, drop_path)
         y = LayerNorm(EPS, name="norm2")(x)
-        y = gelu(Dense(vit.mlp_ratio * c, config.dtype, name="mlp_in")(y))
-        return x + self.drop(Dense(c, config.dtype, name="mlp_out")(y), drop_path)
+        hidden = vit.mlp_ratio * c
+        y = mlp(y, Weights(hidden, name="mlp_in")(c), Weights(c, name="mlp_out")(hidden), config.dtype)
+        return x + self.drop(y, drop_path)
 
     def drop(self, y: Array, rate: Array | float) -> Array:
         return drop_path(y, rate, self.make_rng("dropout")) if self.train else y

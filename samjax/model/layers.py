@@ -6,6 +6,7 @@ Axis letters throughout the package: b images, n prompts (objects), t tokens, m 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 from jax import Array, lax
 
 # SAM's own initialisers were never published; these are the customary ones of vision transformers.
@@ -16,6 +17,17 @@ init_conv = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
 def gelu(x: Array) -> Array:
     """The exact (erf) GELU; the tanh form differs in the fourth digit."""
     return jax.nn.gelu(x, approximate=False)
+
+
+class Weights(nn.Module):
+    """The kernel (inputs, features) and bias of a linear map, for the caller to contract as it likes."""
+
+    features: int
+
+    @nn.compact
+    def __call__(self, inputs: int) -> tuple[Array, Array]:
+        kernel = self.param("kernel", init_kernel, (inputs, self.features))
+        return kernel, self.param("bias", nn.initializers.zeros, (self.features,))
 
 
 class Dense(nn.Module):
@@ -34,6 +46,40 @@ class Dense(nn.Module):
         kernel = self.param("kernel", init_kernel, (x.shape[-1], self.features))
         x = matmul(x, kernel, self.dtype)
         return x + self.param("bias", nn.initializers.zeros, (self.features,)) if self.use_bias else x
+
+
+def mlp(x: Array, first: tuple[Array, Array], second: tuple[Array, Array], dtype: str) -> Array:
+    """GELU between two linear maps, (kernel, bias) each: (b, h, w, c) -> (b, h, w, c)."""
+    def f(x):
+        hidden = gelu(matmul(x, first[0], dtype) + first[1])
+        return matmul(hidden, second[0], dtype) + second[1]
+
+    return in_strips(f, x)
+
+
+STRIP = 512  # positions a strip: what a linear map widens them to stays in the cache of a CPU's core
+
+
+def in_strips(f, x: Array) -> Array:
+    """f(x) for an f that treats every position of x (b, h, w, c) alone; on a CPU some rows at a time.
+
+    A CPU is faster when it need not write the hidden layer of the whole grid to memory. The images stay a batch
+    dimension of every step.
+    """
+    rows = strip_rows(*x.shape[1:3])
+    if rows == x.shape[1]:
+        return f(x)
+
+    def strips(x):
+        out = lax.map(f, rearrange(x, "b (i y) w c -> i b y w c", y=rows))
+        return rearrange(out, "i b y w c -> b (i y) w c")
+
+    return lax.platform_dependent(x, cpu=strips, default=f)
+
+
+def strip_rows(h: int, w: int, positions: int = STRIP) -> int:
+    """How many of h rows make a strip: a divisor of h."""
+    return max(r for r in range(1, h + 1) if h % r == 0 and (r == 1 or r * w <= positions))
 
 
 def matmul(x: Array, kernel: Array, dtype: str) -> Array:
@@ -64,31 +110,40 @@ class LayerNorm(nn.Module):
         return layer_norm(x, scale, bias, self.eps)
 
 
-def conv(x: Array, kernel: Array, stride: int = 1, groups: int = 1) -> Array:
-    """Convolution of (b, h, w, c) with (s, s, c / groups, features), padded by s // 2 on each side."""
+def conv(x: Array, kernel: Array, stride: int = 1) -> Array:
+    """Convolution of (b, h, w, c) with (s, s, c, features), padded by s // 2 on each side."""
     pad = kernel.shape[0] // 2
-    return lax.conv_general_dilated(x, kernel, (stride, stride), [(pad, pad)] * 2, feature_group_count=groups,
+    return lax.conv_general_dilated(x, kernel, (stride, stride), [(pad, pad)] * 2,
                                     dimension_numbers=("NHWC", "HWIO", "NHWC"))
 
 
-def depthwise_conv(x: Array, kernel: Array, stride: int = 1) -> Array:
-    """Depthwise convolution of (b, h, w, c) with (s, s, 1, c), padded by s // 2.
+def depthwise_conv(x: Array, kernel: Array, stride: int = 1, pad_rows: bool = True) -> Array:
+    """Depthwise convolution of (b, h, w, c) with (s, s, 1, c), padded by s // 2 (on all sides, or left and right only).
 
     XLA's grouped convolution is many times slower on a CPU than a sum of shifted products, so each platform gets
     its own form; the choice is made where the program is lowered, so that exported programs choose rightly too.
     """
-    return lax.platform_dependent(x, kernel, cpu=lambda x, k: _shifted(x, k, stride),
-                                  default=lambda x, k: conv(x, k, stride, groups=x.shape[-1]))
+    pad = kernel.shape[0] // 2
+    x = jnp.pad(x, ((0, 0), (pad * pad_rows,) * 2, (pad, pad), (0, 0)))
+    return lax.platform_dependent(x, kernel, cpu=lambda x, k: shifted_conv(x, k, stride),
+                                  default=lambda x, k: grouped_conv(x, k, stride))
 
 
-def _shifted(x: Array, kernel: Array, stride: int) -> Array:
+def grouped_conv(x: Array, kernel: Array, stride: int) -> Array:
+    """Depthwise convolution without padding, as XLA knows it."""
+    return lax.conv_general_dilated(x, kernel, (stride, stride), "VALID", feature_group_count=x.shape[-1],
+                                    dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+
+def shifted_conv(x: Array, kernel: Array, stride: int) -> Array:
+    """The same as a sum of shifted products."""
+    x = lax.optimization_barrier(x)  # or whatever makes x would be fused into, and computed for, each of the shifts
     size = kernel.shape[0]
-    h, w = ((side - 1) // stride + 1 for side in x.shape[1:3])
-    padded = jnp.pad(x, ((0, 0), (size // 2, size // 2), (size // 2, size // 2), (0, 0)))
+    h, w = ((side - size) // stride + 1 for side in x.shape[1:3])
     total = 0.0
     for dy in range(size):
         for dx in range(size):
             rows = slice(dy, dy + (h - 1) * stride + 1, stride)
             columns = slice(dx, dx + (w - 1) * stride + 1, stride)
-            total = total + padded[:, rows, columns] * kernel[dy, dx, 0]
+            total = total + x[:, rows, columns] * kernel[dy, dx, 0]
     return total

@@ -17,23 +17,12 @@ from einops import rearrange
 from jax import Array, lax
 
 from samjax.config import SamConfig
-from samjax.model.layers import Dense, LayerNorm, gelu, init_conv, init_kernel, matmul
+from samjax.model.layers import Dense, LayerNorm, Weights, gelu, init_conv, matmul
 
 EPS = 1e-5  # in the transformer; the upscaling's norm has 1e-6
 
 
 exact = partial(jnp.einsum, precision=lax.Precision.HIGHEST)  # among the few tokens float32 costs nothing
-
-
-class Projection(nn.Module):
-    """The kernel (inputs, features) and bias of a linear map, for the caller to contract as it likes."""
-
-    features: int
-
-    @nn.compact
-    def __call__(self, inputs: int) -> tuple[Array, Array]:
-        kernel = self.param("kernel", init_kernel, (inputs, self.features))
-        return kernel, self.param("bias", nn.initializers.zeros, (self.features,))
 
 
 class Attention(nn.Module):
@@ -43,20 +32,20 @@ class Attention(nn.Module):
     width: int  # of all heads together: 256 among tokens, 128 between tokens and image
 
     def setup(self):
-        self.q, self.k, self.v = Projection(self.width), Projection(self.width), Projection(self.width)
-        self.out = Projection(self.config.channels)
+        self.q, self.k, self.v = Weights(self.width), Weights(self.width), Weights(self.width)
+        self.out = Weights(self.config.channels)
 
     @property
     def scale(self) -> float:
         return (self.width // self.config.decoder.heads) ** -0.5
 
-    def by_head(self, projection: Projection) -> tuple[Array, Array]:
+    def by_head(self, projection: Weights) -> tuple[Array, Array]:
         """Kernel (c, k, d) and bias (k, d)."""
         kernel, bias = projection(self.config.channels)
         heads = self.config.decoder.heads
         return rearrange(kernel, "c (k d) -> c k d", k=heads), rearrange(bias, "(k d) -> k d", k=heads)
 
-    def project(self, x: Array, projection: Projection) -> Array:
+    def project(self, x: Array, projection: Weights) -> Array:
         """(b, n, t, c) -> (b, n, t, k, d)."""
         kernel, bias = self.by_head(projection)
         return exact("bntc,ckd->bntkd", x, kernel) + bias

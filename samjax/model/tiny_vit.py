@@ -13,7 +13,19 @@ from jax import Array, lax
 
 from samjax.config import SamConfig
 from samjax.model.image_encoder import Neck, drop_path
-from samjax.model.layers import Dense, LayerNorm, conv, depthwise_conv, gelu, init_conv, matmul
+from samjax.model.layers import (
+    STRIP,
+    Dense,
+    LayerNorm,
+    Weights,
+    conv,
+    depthwise_conv,
+    gelu,
+    init_conv,
+    matmul,
+    mlp,
+    strip_rows,
+)
 from samjax.model.windows import merge, partition
 
 EPS = 1e-5  # of its LayerNorms and BatchNorms
@@ -37,25 +49,30 @@ class ConvNorm(nn.Module):
     depthwise: bool = False
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
-        inputs = 1 if self.depthwise else x.shape[-1]
+    def weights(self, inputs: int) -> tuple[Array, Array]:
+        """Kernel (s, s, inputs, features) and bias (features,), BatchNorm folded in."""
+        ones, zeros, shape = nn.initializers.ones, nn.initializers.zeros, (self.features,)
         kernel = self.param("kernel", init_conv, (self.size, self.size, inputs, self.features))
-        with jax.default_matmul_precision("highest"):
-            if self.size == 1:
-                x = matmul(x, kernel[0, 0], "float32")
-            else:
-                x = (depthwise_conv if self.depthwise else conv)(x, kernel, self.stride)
         if self.config.encoder.fold_batch_norm:
-            return x + self.param("bias", nn.initializers.zeros, (self.features,))
-        return self.batch_norm(x)
-
-    def batch_norm(self, x: Array) -> Array:
-        """BatchNorm with the stored statistics."""
-        zeros, ones, shape = nn.initializers.zeros, nn.initializers.ones, (self.features,)
+            return kernel, self.param("bias", zeros, shape)
         scale, bias = self.param("norm_scale", ones, shape), self.param("norm_bias", zeros, shape)
         mean = lax.stop_gradient(self.param("norm_mean", zeros, shape))
         var = lax.stop_gradient(self.param("norm_var", ones, shape))
-        return (x - mean) * (scale * lax.rsqrt(var + EPS)) + bias
+        factor = scale * lax.rsqrt(var + EPS)
+        return kernel * factor, bias - mean * factor
+
+    def __call__(self, x: Array) -> Array:
+        kernel, bias = self.weights(1 if self.depthwise else x.shape[-1])
+        if self.size == 1:
+            return exact(x, kernel, bias)
+        with jax.default_matmul_precision("highest"):
+            return (depthwise_conv if self.depthwise else conv)(x, kernel, self.stride) + bias
+
+
+def exact(x: Array, kernel: Array, bias: Array) -> Array:
+    """A 1 x 1 convolution, multiplied in float32 on every platform."""
+    with jax.default_matmul_precision("highest"):
+        return matmul(x, kernel[0, 0], "float32") + bias
 
 
 class MBConv(nn.Module):
@@ -67,10 +84,39 @@ class MBConv(nn.Module):
     @nn.compact
     def __call__(self, x: Array, rate: Array | float = 0.0) -> Array:
         c = x.shape[-1]
-        y = gelu(ConvNorm(self.config, 4 * c, name="conv1")(x))
-        y = gelu(ConvNorm(self.config, 4 * c, 3, depthwise=True, name="conv2")(y))
-        y = ConvNorm(self.config, c, name="conv3")(y)
+        weights = (ConvNorm(self.config, 4 * c, name="conv1").weights(c),
+                   ConvNorm(self.config, 4 * c, 3, depthwise=True, name="conv2").weights(1),
+                   ConvNorm(self.config, c, name="conv3").weights(4 * c))
+        y = bottleneck(x, weights)
         return gelu(x + (drop_path(y, rate, self.make_rng("dropout")) if self.train else y))
+
+
+def bottleneck(x: Array, weights: tuple[tuple[Array, Array], ...]) -> Array:
+    """Widen, depthwise 3 x 3, narrow: (b, h, w, c) -> (b, h, w, c).
+
+    The hidden layer, four times as wide at the finest resolution, is the largest array of the whole encoder; on a CPU
+    it is made some rows at a time, so that it stays in the cache.
+    """
+    widen, depthwise, narrow = weights
+    h, w = x.shape[1:3]
+    rows = strip_rows(h, w, positions=4 * STRIP)
+    padded = jnp.pad(x, ((0, 0), (1, 1), (0, 0), (0, 0)))
+
+    def strip(start: Array | int, height: int) -> Array:
+        """Rows start .. start + height of the result, from those rows of x and one more above and below."""
+        part = lax.dynamic_slice_in_dim(padded, start, height + 2, axis=1)
+        row = start - 1 + jnp.arange(height + 2)
+        inside = ((row >= 0) & (row < h))[:, None, None]  # beyond the picture the hidden layer is zero
+        hidden = jnp.where(inside, gelu(exact(part, *widen)), 0.0)
+        kernel, bias = depthwise
+        hidden = gelu(depthwise_conv(hidden, kernel, pad_rows=False) + bias)
+        return exact(hidden, *narrow)
+
+    def strips():
+        out = lax.map(lambda i: strip(i * rows, rows), jnp.arange(h // rows))
+        return rearrange(out, "i b y w c -> b (i y) w c")
+
+    return lax.platform_dependent(cpu=strips, default=lambda: strip(0, h))
 
 
 class Downsample(nn.Module):
@@ -88,26 +134,29 @@ class Downsample(nn.Module):
 
 
 class WindowAttention(nn.Module):
-    """Attention within windows with a learned bias per |dy|, |dx|. (b, y, x, c) -> (b, y, x, c).
+    """Attention within windows with a learned bias per |dy|, |dx|. (b, h, w, c) -> (b, h, w, c).
 
-    The projection holds [q | k | v] head by head.
+    The projection holds [q | k | v] head by head. The windows' padding precedes the norm here (in the ViT it follows):
+    a padded token holds the projection of the norm's bias.
     """
 
     heads: int
+    window: int
     dtype: str
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        y, c = x.shape[1], x.shape[-1]
-        d = c // self.heads
-        x = LayerNorm(EPS, name="norm")(rearrange(x, "b y x c -> b (y x) c"))
-        qkv = Dense(3 * c, self.dtype, name="qkv")(x).astype(self.dtype)
-        q, k, v = rearrange(qkv, "b n (k s d) -> s k b n d", s=3, k=self.heads)
-        table = self.param("bias", nn.initializers.zeros, (self.heads, y * y))
-        bias = table[:, offsets(y)]
-        out = lax.map(lambda a: window_attend(*a), (q * d**-0.5, k, v, bias))  # head by head, to stay in cache
-        out = Dense(c, self.dtype, name="proj")(rearrange(out, "k b n d -> b n (k d)"))
-        return rearrange(out, "b (y x) c -> b y x c", y=y)
+        h, w, c = x.shape[1:]
+        norm, project = LayerNorm(EPS, name="norm"), Dense(3 * c, self.dtype, name="qkv")
+        qkv = partition(project(norm(x)).astype(self.dtype), self.window,
+                        project(norm(jnp.zeros(c))).astype(self.dtype))
+        q, k, v = rearrange(qkv, "b y x (k s d) -> s k b (y x) d", s=3, k=self.heads)
+        table = self.param("bias", nn.initializers.zeros, (self.heads, self.window**2))
+        scale = (c // self.heads) ** -0.5
+        bias = table[:, offsets(self.window)]
+        out = lax.map(lambda a: window_attend(*a), (q * scale, k, v, bias))  # head by head, to stay in a cache
+        out = rearrange(out, "k b (y x) d -> b y x (k d)", y=self.window)
+        return Dense(c, self.dtype, name="proj")(merge(out, h, w))
 
 
 def window_attend(q: Array, k: Array, v: Array, bias: Array) -> Array:
@@ -135,14 +184,13 @@ class TinyBlock(nn.Module):
     @nn.compact
     def __call__(self, x: Array, rate: Array | float = 0.0) -> Array:
         config = self.config
-        h, w, c = x.shape[1:]
-        # The padding precedes the norm here (in the ViT it follows): padded tokens become the norm's bias.
-        y = WindowAttention(self.heads, config.dtype, name="attn")(partition(x, self.window))
-        x = x + self.drop(merge(y, h, w), rate)
+        c = x.shape[-1]
+        x = x + self.drop(WindowAttention(self.heads, self.window, config.dtype, name="attn")(x), rate)
         x = ConvNorm(config, c, 3, depthwise=True, name="local_conv")(x)
         y = LayerNorm(EPS, name="mlp_norm")(x)
-        y = gelu(Dense(config.encoder.mlp_ratio * c, config.dtype, name="mlp_in")(y))
-        return x + self.drop(Dense(c, config.dtype, name="mlp_out")(y), rate)
+        hidden = config.encoder.mlp_ratio * c
+        y = mlp(y, Weights(hidden, name="mlp_in")(c), Weights(c, name="mlp_out")(hidden), config.dtype)
+        return x + self.drop(y, rate)
 
     def drop(self, y: Array, rate: Array | float) -> Array:
         return drop_path(y, rate, self.make_rng("dropout")) if self.train else y
