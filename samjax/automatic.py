@@ -136,7 +136,7 @@ def _measured(sam: Sam, logits: Array, chosen: np.ndarray, crop_hw: tuple[int, i
               settings: Settings) -> Iterator[tuple]:
     """Yields (indices (n, m), Measure, a function that gives the Cutting) of the chosen masks (k, 2)."""
     grid, offset = upscale.axes(sam.config, crop_hw), settings.stability_score_offset
-    if jax.default_backend() == "cpu":
+    if _on_host():
         logits = np.asarray(logits)[0]  # no copy
         for n, m in chosen:
             measure = upscale.measure(logits[n, m], grid, offset)
@@ -145,6 +145,11 @@ def _measured(sam: Sam, logits: Array, chosen: np.ndarray, crop_hw: tuple[int, i
     for i, measure in enumerate(_measured_on_device(sam, logits[0], chosen, crop_hw, offset)):
         n, m = chosen[i]
         yield (n, m), measure, lambda: upscale.cut(np.asarray(logits[0, n, m]), grid, measure.box)  # noqa: B023
+
+
+def _on_host() -> bool:
+    """Where logits are measured: NumPy is quicker than XLA on a CPU."""
+    return jax.default_backend() == "cpu"
 
 
 def _measured_on_device(sam: Sam, logits: Array, chosen: np.ndarray, crop_hw: tuple[int, int],

@@ -2,43 +2,9 @@
 
 import numpy as np
 import pytest
+from plain import plain_clean
 
 from samjax.regions import bounding_box, clean, drop_islands, fill_holes
-
-
-def flood(mask):
-    """8-connected regions as lists of pixels, in raster order."""
-    left, regions = {tuple(p) for p in np.argwhere(mask)}, []
-    for start in map(tuple, np.argwhere(mask)):
-        if start not in left:
-            continue
-        left.remove(start)
-        region, todo = [], [start]
-        while todo:
-            y, x = todo.pop()
-            region.append((y, x))
-            near = {(y + i, x + j) for i in (-1, 0, 1) for j in (-1, 0, 1)} & left
-            left -= near
-            todo += near
-        regions.append(region)
-    return regions
-
-
-def plain(mask, least):
-    """Holes, then islands, as remove_small_regions of the official code; (mask, changed)."""
-    mask, changed = mask.copy(), False
-    for hole in flood(~mask):
-        if len(hole) < least:
-            mask[tuple(zip(*hole))] = changed = True
-    islands = flood(mask)
-    small = [island for island in islands if len(island) < least]
-    if small and len(small) == len(islands):
-        small.remove(max(small, key=len))
-        changed = True
-    for island in small:
-        mask[tuple(zip(*island))] = False
-        changed = True
-    return mask, changed
 
 
 def random_masks(n=60):
@@ -58,7 +24,7 @@ def test_cleaning_a_part_is_cleaning_the_whole(least):
             continue
         x0, y0, x1, y1 = bounding_box(whole)
         found, (x, y), changed = clean(whole[y0 : y1 + 1, x0 : x1 + 1], (x0, y0), whole.shape, least)
-        expected, expected_changed = plain(whole, least)
+        expected, expected_changed = plain_clean(whole, least)
         back = np.zeros_like(whole)
         back[y : y + found.shape[0], x : x + found.shape[1]] = found
         assert (back == expected).all() and changed == expected_changed

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from plain import plain_nms
 
 from samjax.ops.boxes import crop_boxes, near_inner_edge, nms, xywh
 
@@ -11,21 +12,6 @@ def some_boxes(seed, n, size=60):
     random = np.random.default_rng(seed)
     corner, side = random.integers(0, size, (n, 2)), random.integers(0, size // 2, (n, 2))
     return np.concatenate([corner, corner + side], axis=1), random.integers(0, 12, n).astype(np.float32) / 12
-
-
-def plain_nms(boxes, scores, threshold):
-    kept = []
-    for i in sorted(range(len(boxes)), key=lambda i: -scores[i]):
-        for j in kept:
-            a, b = boxes[i].astype(float), boxes[j].astype(float)
-            w, h = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
-            shared = max(w, 0) * max(h, 0)
-            union = (a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - shared
-            if union and shared / union > threshold:
-                break
-        else:
-            kept.append(i)
-    return kept
 
 
 @pytest.mark.parametrize("seed", range(8))
