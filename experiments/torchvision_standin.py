@@ -56,8 +56,8 @@ def box_area(boxes):
     return (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
 
 
-def batched_nms(boxes, scores, classes, threshold):
-    """Indices kept, best first: greedy, within each class; an IoU above the threshold suppresses."""
+def batched_nms(boxes, scores, classes, iou_threshold):
+    """Indices kept, best first: greedy, within each class; an IoU above iou_threshold suppresses."""
     import torch
 
     order = torch.argsort(scores, descending=True, stable=True)
@@ -70,7 +70,7 @@ def batched_nms(boxes, scores, classes, threshold):
         kept.append(i)
         low, high = torch.maximum(boxes[i, :2], boxes[:, :2]), torch.minimum(boxes[i, 2:], boxes[:, 2:])
         overlap = (high - low).clamp(min=0).prod(1)
-        alive &= ~((overlap / (areas[i] + areas - overlap) > threshold) & (classes == classes[i]))
+        alive &= ~((overlap / (areas[i] + areas - overlap) > iou_threshold) & (classes == classes[i]))
     return order[torch.tensor(kept, dtype=torch.long)]
 
 
