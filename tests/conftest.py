@@ -1,0 +1,109 @@
+"""What all tests share: eight devices, strict types, small models, real weights, the reference folder."""
+
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+# Before anything imports jax: a CPU that counts as eight devices, for the tests of sharding.
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import jax
+import numpy as np
+import pytest
+
+from samjax.config import Decoder, SamConfig, TinyViT, ViT
+
+DATA = Path(__file__).parent / "data"
+sys.path.insert(0, str(DATA.parents[1] / "experiments"))  # what tests and experiments share lies there
+
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+_programs = tempfile.TemporaryDirectory(prefix="samjax-tests-")  # programs compiled twice in one run come from here
+jax.config.update("jax_compilation_cache_dir", _programs.name)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+SMALL_DECODER = Decoder(mlp=64)
+SMALL_VIT = SamConfig("custom", ViT(width=32, depth=4, heads=2, global_blocks=(1, 3), window=5), SMALL_DECODER,
+                      channels=32, image_size=(64, 96))
+SMALL_TINY = SamConfig("custom", TinyViT((8, 16, 24, 32), (1, 1, 2, 1), (1, 2, 3, 4), (3, 3, 5, 3),
+                                         fold_batch_norm=False), SMALL_DECODER, channels=32, image_size=(64, 96))
+
+
+def random_params(config: SamConfig, seed: int = 0) -> dict:
+    """Parameters with every value random: `init` leaves biases and position tables at zero, which hides mistakes."""
+    from samjax.model.sam import init
+
+    shapes = jax.eval_shape(lambda: init(config, jax.random.key(0)))
+    random = np.random.default_rng(seed)
+
+    def draw(path, leaf):
+        z = random.standard_normal(leaf.shape, np.float32)
+        match path[-1].key:
+            case "scale" | "norm_scale":
+                return 1 + 0.1 * z
+            case "norm_var":
+                return 1 + 0.1 * np.abs(z)
+            case "kernel":
+                return z / np.float32(np.prod(leaf.shape[:-1])) ** np.float32(0.5)
+            case "gaussian" | "iou_token" | "mask_tokens":
+                return z
+        return 0.1 * z
+
+    return jax.tree_util.tree_map_with_path(draw, shapes)
+
+
+@pytest.fixture(scope="session")
+def small_vit():
+    """(config, params) of a ViT whose sides differ and whose windows do not divide its grid."""
+    return SMALL_VIT, random_params(SMALL_VIT)
+
+
+@pytest.fixture(scope="session")
+def small_tiny():
+    """(config, params) of a small TinyViT, BatchNorm unfolded."""
+    return SMALL_TINY, random_params(SMALL_TINY)
+
+
+@pytest.fixture(scope="session")
+def reference():
+    """The folder $SAMJAX_REFERENCE: golden/ (outputs of the official code) and images/ (the photographs)."""
+    folder = os.environ.get("SAMJAX_REFERENCE")
+    if not folder:
+        pytest.skip("SAMJAX_REFERENCE names no folder with the official outputs (golden/) and photographs (images/)")
+    assert (Path(folder) / "golden").is_dir() and (Path(folder) / "images").is_dir(), f"{folder} lacks them"
+    return Path(folder)
+
+
+def fetched(name: str) -> Path:
+    """A known checkpoint; without a network the test is skipped, but never in CI."""
+    from samjax.errors import InputError
+    from samjax.weights import fetch
+
+    try:
+        return fetch(name, progress=False)
+    except InputError as error:
+        if os.environ.get("CI", "").lower() == "true":
+            raise
+        pytest.skip(f"{name} cannot be fetched: {error}")
+
+
+@pytest.fixture(scope="session")
+def mobile_sam_path():
+    return fetched("mobile_sam")
+
+
+@pytest.fixture(scope="session")
+def mobile_sam(mobile_sam_path):
+    """The real MobileSAM, loaded once."""
+    import samjax
+
+    return samjax.load(mobile_sam_path)
+
+
+@pytest.fixture(scope="session")
+def lite_medsam():
+    """The real LiteMedSAM."""
+    import samjax
+
+    return samjax.load(fetched("lite_medsam"))
