@@ -13,7 +13,7 @@ from convert.safetensors import read_safetensors, write_safetensors
 from convert.table import KINDS, Row, extras, rows
 from convert.tensor import Tensor
 from convert.torch_file import read_torch, write_torch
-from samjax.config import SamConfig
+from samjax.config import SamConfig, TinyViT
 from samjax.errors import InputError
 
 NAMINGS = ("official", "transformers")
@@ -36,14 +36,19 @@ class Model:
 
     def params(self) -> dict:
         """The parameter tree with its data: nested dicts of float32 NumPy arrays."""
-        tree: dict = {}
-        for path, tensor in self.tensors.items():
-            *parents, leaf = path.split("/")
-            node = tree
-            for parent in parents:
-                node = node.setdefault(parent, {})
-            node[leaf] = tensor.load()
-        return tree
+        return nest({path: tensor.load() for path, tensor in self.tensors.items()})
+
+
+def nest(flat: Mapping) -> dict:
+    """path -> leaf to nested dicts: the inverse of `flatten`."""
+    tree: dict = {}
+    for path, value in flat.items():
+        *parents, leaf = path.split("/")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[leaf] = value
+    return tree
 
 
 def flatten(params: Mapping, prefix: str = "") -> dict[str, np.ndarray]:
@@ -66,16 +71,16 @@ def read(path) -> Model:
         return _read_directory(path)
     if not path.exists():
         raise InputError(f"{path}: no such file")
-    tensors = read_safetensors(path) if path.suffix == ".safetensors" else read_torch(path)
+    tensors = dict(read_safetensors(path) if path.suffix.lower() == ".safetensors" else read_torch(path))
     config, naming = recognise(tensors, path)
     config = stored_form(config)
-    tensors = dict(tensors)
-    kept = {extra.official: tensors.pop(extra.official) for extra in extras(config) if extra.official in tensors}
     if naming == "transformers":
         tensors.pop("prompt_encoder.shared_embedding.positional_embedding", None)  # the same matrix, tied
     expected = {getattr(row, naming): row for row in rows(config)}
-    _compare(path, {name: row.torch_shape for name, row in expected.items()}, tensors)
-    return Model(config, {row.path: _to_jax(row, tensors[name], name, path) for name, row in expected.items()}, kept)
+    beside = {extra.official: extra.shape for extra in extras(config) if extra.official in tensors}
+    _compare(path, {name: row.torch_shape for name, row in expected.items()} | beside, tensors, beside)
+    kept = {name: tensors[name] for name in beside}
+    return Model(config, {row.path: _checked(tensors[name], name, path, row) for name, row in expected.items()}, kept)
 
 
 def write(path, model: Model, naming: str = "official") -> None:
@@ -104,27 +109,29 @@ def stored_form(config: SamConfig) -> SamConfig:
     return replace(config, encoder=replace(config.encoder, **{switch: False}))
 
 
-def _compare(path: Path, expected: Mapping[str, tuple], tensors: Mapping[str, Tensor]) -> None:
-    """Raises InputError naming everything that differs."""
+def _compare(path: Path, expected: Mapping[str, tuple], tensors: Mapping[str, Tensor], any_type=()) -> None:
+    """Raises InputError naming everything that differs; those of `any_type` may hold integers."""
     faults = [f"missing {name} {shape}" for name, shape in expected.items() if name not in tensors]
     faults += [f"unknown {name} {tensor.shape}" for name, tensor in tensors.items() if name not in expected]
     for name, shape in expected.items():
         if name in tensors and tensors[name].shape != shape:
             faults.append(f"{name} is {tensors[name].shape} where the model has {shape}")
-        if name in tensors and tensors[name].dtype.name not in FLOATS:
+        if name in tensors and name not in any_type and tensors[name].dtype.name not in FLOATS:
             faults.append(f"{name} holds {tensors[name].dtype.name}, not floating point numbers")
     if faults:
         raise InputError(f"{path}: does not fit the model it resembles: {'; '.join(faults)}")
 
 
-def _to_jax(row: Row, tensor: Tensor, name: str, path: Path) -> Tensor:
+def _checked(tensor: Tensor, name: str, path: Path, row: Row | None = None) -> Tensor:
+    """The tensor in float32, refused where it is not finite; laid out for JAX if a row of the table is given."""
     def load() -> np.ndarray:
-        data = tensor.load().astype(np.float32, copy=False)
+        with np.errstate(over="ignore"):
+            data = tensor.load().astype(np.float32, copy=False)
         if not np.isfinite(data).all():
             raise InputError(f"{path}: {name} holds NaN or infinity; the file is damaged or its training diverged")
-        return np.ascontiguousarray(KINDS[row.kind].to_jax(data))
+        return np.ascontiguousarray(KINDS[row.kind].to_jax(data)) if row else data
 
-    return Tensor(row.shape, np.dtype(np.float32), load)
+    return Tensor(row.shape if row else tensor.shape, np.dtype(np.float32), load)
 
 
 def _to_torch(row: Row, tensor: Tensor) -> Tensor:
@@ -156,17 +163,26 @@ def _read_directory(path: Path) -> Model:
     from samjax import checkpoint  # the only importer of Orbax, which takes a second to import
 
     config, params, kept = checkpoint.load_model(path)
-    flat = flatten(params)
-    expected = {row.path: row.shape for row in rows(stored_form(config))}
-    tensors = {name: Tensor.of(array) for name, array in flat.items()}
+    config, tensors = stored_form(config), {name: Tensor.of(array) for name, array in flatten(params).items()}
+    try:
+        if _blocks(config) > len(tensors):
+            raise ValueError(f"it lists {_blocks(config)} blocks")
+        expected = {row.path: row.shape for row in rows(config)}
+    except (ArithmeticError, TypeError, ValueError, IndexError) as error:
+        raise InputError(f"{path}: its config describes no model ({error})") from None
     _compare(path, expected, tensors)
-    return Model(stored_form(config), {name: tensors[name] for name in expected}, kept)
+    return Model(config, {name: _checked(tensors[name], name, path) for name in expected}, kept)
+
+
+def _blocks(config: SamConfig) -> int:
+    depths = config.encoder.depths if isinstance(config.encoder, TinyViT) else (config.encoder.depth,)
+    return sum(depths) + config.decoder.depth + config.decoder.masks
 
 
 def _write_directory(path: Path, model: Model) -> None:
     from samjax import checkpoint
 
-    checkpoint.save_model(path, model.config, model.params(), model.extras)
+    checkpoint.save_model(path, model.config, nest(model.tensors), model.extras)
 
 
 def size_of(path) -> int:

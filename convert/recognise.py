@@ -60,6 +60,13 @@ def _decoder(shapes: Mapping[str, tuple]) -> Decoder:
     return Decoder(depth=depth, mlp=mlp, masks=_matrix(shapes, "mask_decoder.mask_tokens.weight")[0])
 
 
+def _channels(shapes: Mapping[str, tuple], name: str) -> int:
+    channels, = _matrix(shapes, name, 1)
+    heads = Decoder.heads  # no tensor tells their number
+    _require(channels % (2 * heads) == 0, f"{channels} channels are no multiple of {2 * heads}")
+    return channels
+
+
 def _vit(shapes: Mapping[str, tuple], naming: str) -> SamConfig:
     root, blocks, proj, norm = {
         "official": ("image_encoder", "blocks", "patch_embed.proj", "neck.1"),
@@ -69,16 +76,17 @@ def _vit(shapes: Mapping[str, tuple], naming: str) -> SamConfig:
     _, grid_h, grid_w, _ = _matrix(shapes, f"{root}.pos_embed", 4)
     depth = _count(shapes, rf"{root}\.{blocks}\.(\d+)\.")
     _require(0 < depth <= 256, f"{depth} blocks")
-    tables = [_matrix(shapes, f"{root}.{blocks}.{i}.attn.rel_pos_h") for i in range(depth)]
-    lengths, head_width = [table[0] for table in tables], tables[0][1]
+    table = lambda i, axis: _matrix(shapes, f"{root}.{blocks}.{i}.attn.rel_pos_{axis}")
+    lengths, head_width = [(table(i, "h")[0], table(i, "w")[0]) for i in range(depth)], table(0, "h")[1]
     _require(width % head_width == 0, f"width {width} is no multiple of the heads' {head_width}")
-    window = (min(lengths) + 1) // 2
+    whole = 2 * grid_h - 1, 2 * grid_w - 1  # where a window is the whole grid, it may as well be global
+    window = min(((pair[0] + 1) // 2 for pair in lengths if pair != whole), default=ViT.window)
     mlp = _matrix(shapes, f"{root}.{blocks}.0.mlp.lin1.weight")[0]
     _require(mlp % width == 0, f"the MLP's width {mlp} is no multiple of {width}")
     vit = ViT(width=width, depth=depth, heads=width // head_width, window=window, patch=patch,
-              global_blocks=tuple(i for i, length in enumerate(lengths) if length != min(lengths)),
+              global_blocks=tuple(i for i, pair in enumerate(lengths) if pair == whole),
               mlp_ratio=mlp // width)
-    config = SamConfig("custom", vit, _decoder(shapes), channels=_matrix(shapes, f"{root}.{norm}.weight", 1)[0],
+    config = SamConfig("custom", vit, _decoder(shapes), channels=_channels(shapes, f"{root}.{norm}.weight"),
                        image_size=(grid_h * patch, grid_w * patch), in_channels=in_channels)
     return _named(config, (VIT_B, VIT_L, VIT_H))
 
@@ -93,6 +101,7 @@ def _tiny_vit(shapes: Mapping[str, tuple]) -> SamConfig:
     for i in range(1, 4):
         widths.append(_matrix(shapes, f"{root}.layers.{i}.blocks.0.attn.norm.weight", 1)[0])
         count, entries = _matrix(shapes, f"{root}.layers.{i}.blocks.0.attn.attention_biases")
+        _require(widths[-1] % count == 0, f"width {widths[-1]} is no multiple of {count} heads")
         heads.append(count)
         windows.append(round(entries**0.5))
         _require(windows[-1] ** 2 == entries, f"stage {i} has {entries} attention biases, not a square number")
@@ -100,7 +109,7 @@ def _tiny_vit(shapes: Mapping[str, tuple]) -> SamConfig:
     tiny = TinyViT(tuple(widths), depths, tuple(heads), tuple(windows), patch_stride=like.encoder.patch_stride,
                    mlp_ratio=_matrix(shapes, f"{root}.layers.1.blocks.0.mlp.fc1.weight")[0] // widths[1])
     config = SamConfig("custom", tiny, _decoder(shapes), image_size=like.image_size, in_channels=in_channels,
-                       channels=_matrix(shapes, f"{root}.neck.1.weight", 1)[0],
+                       channels=_channels(shapes, f"{root}.neck.1.weight"),
                        normalise=like.normalise, resize=like.resize)
     return _named(config, (VIT_T, LITE_MEDSAM))
 

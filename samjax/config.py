@@ -119,12 +119,16 @@ def to_dict(config: SamConfig) -> dict:
 
 def from_dict(values: dict) -> SamConfig:
     """The inverse of `to_dict`. Raises ValueError that names an unknown key, a missing kind or a wrong type."""
-    def build(cls, given):
+    def build(cls, given, **parts):
         known = {f.name: f for f in dataclasses.fields(cls)}
         unknown = sorted(set(given) - set(known))
         if unknown:
             raise ValueError(f"unknown {cls.__name__} settings: {', '.join(unknown)}")
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in given.items()})
+        given = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
+        for name, value in given.items():
+            if not _alike(value, known[name].default):
+                raise ValueError(f"{cls.__name__} setting {name} cannot be {value!r}")
+        return cls(**given, **parts)
 
     values = dict(values)
     encoder = dict(values.pop("encoder", {}))
@@ -133,4 +137,11 @@ def from_dict(values: dict) -> SamConfig:
     if kind not in kinds:
         raise ValueError(f"encoder kind {kind!r} is none of {', '.join(kinds)}")
     decoder = build(Decoder, values.pop("decoder", {}))
-    return build(SamConfig, {**values, "encoder": build(kinds[kind], encoder), "decoder": decoder})
+    return build(SamConfig, values, encoder=build(kinds[kind], encoder), decoder=decoder)
+
+
+def _alike(value, default) -> bool:
+    """Whether a value has the type of a default; whole numbers will do for floats."""
+    if isinstance(default, tuple):
+        return isinstance(value, tuple) and all(_alike(x, default[0]) for x in value)
+    return type(value) is type(default) or (type(default) is float and type(value) is int)
