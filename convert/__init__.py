@@ -4,8 +4,9 @@ Nothing here imports torch, and nothing in a file is ever executed.
 """
 
 from convert.model import Model, flatten, read, stored_form, write
+from convert.table import KINDS, rows
 
-__all__ = ["Model", "convert", "flatten", "read", "stored_form", "write"]
+__all__ = ["KINDS", "Model", "convert", "flatten", "read", "rows", "stored_form", "write"]
 
 
 def convert(source, target, naming: str = "official") -> Model:
