@@ -6,6 +6,7 @@ product q . k is scaled by 1 / sqrt(d). (Official behaviour: `add_decomposed_rel
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from einops import rearrange
 from jax import Array, lax
 
@@ -31,7 +32,7 @@ def attend(q: Array, k: Array, v: Array, rel_h: Array, rel_w: Array, implementat
 
 def relative_positions(table: Array, size: int) -> Array:
     """(2 * size - 1, d) table of signed offsets -> (size, size, d), entry [query, key]."""
-    offsets = jnp.arange(size)[:, None] - jnp.arange(size)[None, :] + size - 1
+    offsets = np.arange(size)[:, None] - np.arange(size)[None, :] + size - 1  # known when compiling
     return table[offsets]
 
 
