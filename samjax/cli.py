@@ -1,7 +1,8 @@
 """The command line: `samjax COMMAND ...`.
 
 A command is a module of `samjax.commands` with `add(subparsers)`, which declares its arguments, and `run(args)`, which
-returns the exit status. Modules import what they need inside `run`: a wrong argument is answered without starting JAX.
+returns the exit status (None is 0). Modules import what they need inside `run`: a wrong argument is answered without
+starting JAX.
 
 Exit status: 0 done; 2 the input is wrong (one line on stderr); 1 anything else; 130 interrupted.
 """
@@ -16,12 +17,13 @@ import sys
 from samjax import __version__
 from samjax.errors import InputError
 
-COMMANDS = ("segment", "weights", "convert")
+COMMANDS = ("segment", "everything", "weights", "convert")
 
 EPILOG = """\
 examples:
   samjax segment photo.jpg --point 320,240         masks of what lies at a point
   samjax segment photo.jpg --box 10,20,300,400     masks of what lies in a box
+  samjax everything photos --out masks             all masks of all pictures in a folder
   samjax weights                                   the models that can be used by name
   samjax COMMAND --help                            everything about one command
 """
@@ -35,7 +37,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         with _terminable(), contextlib.suppress(_Done):
             args = parser().parse_args(_join_negative(sys.argv[1:] if argv is None else list(argv)))
-            args.run(args)
+            return args.run(args) or 0
         return 0
     except InputError as error:
         return _say(f"error: {error}", 2)

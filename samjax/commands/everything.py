@@ -1,0 +1,151 @@
+"""`samjax everything`: all masks of many pictures, without prompts."""
+
+import contextlib
+import json
+import sys
+import time
+from pathlib import Path
+
+from samjax.commands.common import add_command, emit, start_jax
+
+MORE = """\
+PATH is a picture, a folder (with its subfolders) or a pattern. In folders, files that are no pictures are skipped and
+counted. A picture that cannot be read is named on stderr, and the job goes on. Killed at any moment, the same command
+takes it up again; what is done is not redone.
+
+Written to DIR: STEM.json for each picture, in the layout of SA-1B (masks as COCO's run lengths), in the subfolder that
+the picture has in PATH; or with --format coco one instances.json (and its parts, which may be deleted at the end); and
+manifest.json: model, settings, counts, failures. Of pictures that differ in their suffix only, all but the first keep
+it: a.json, a.png.json.
+
+presets: fast is 16 x 16 points; paper is what SA-1B was made with (21 crops, three times the points); dense is for many
+small objects (21 times the points). The options below a preset stand in place of its values.
+
+status: 0 all done; 1 some pictures failed; 2 wrong arguments, or nothing to do.
+
+examples:
+  samjax everything photo.jpg --out masks --overlay
+  samjax everything photos 'more/*/*.png' --out masks --preset fast
+  samjax everything photos --out masks --format coco --points-per-side 64 --min-mask-region-area 100
+"""
+
+# The fields of samjax.settings.Settings that fit on a command line. Stated here, because that module needs NumPy.
+OPTIONS = (
+    ("points_per_side", int, 32, "a grid of N x N points"),
+    ("points_per_batch", int, 64, "points decoded in one call: memory for speed"),
+    ("pred_iou_thresh", float, 0.88, "keep masks whose predicted IoU is above it; 0 keeps all"),
+    ("stability_score_thresh", float, 0.95, "keep masks whose stability reaches it; 0 keeps all"),
+    ("stability_score_offset", float, 1.0, "stability: IoU of the masks cut at this much above and below 0"),
+    ("box_nms_thresh", float, 0.7, "of two masks whose boxes' IoU is above it, the less confident goes"),
+    ("crop_n_layers", int, 0, "layers of crops besides the picture: 4, 16, 64, ..."),
+    ("crop_nms_thresh", float, 0.7, "the same as box_nms_thresh, between crops"),
+    ("crop_overlap_ratio", float, 512 / 1500, "overlap of crops, as a share of the short side"),
+    ("crop_n_points_downscale_factor", int, 1, "divides the points of a side in each further layer"),
+    ("min_mask_region_area", int, 0, "fill holes and drop islands of fewer pixels"),
+    ("max_mask_area_fraction", float, 1.0, "drop masks of this share of the picture or more; 1 keeps all"),
+)
+
+
+def add(subparsers) -> None:
+    parser = add_command(subparsers, "everything", run, "find all masks in pictures, folders of them, data sets", MORE)
+    parser.add_argument("paths", metavar="PATH", nargs="+", help="a picture, a folder or a pattern such as 'a/*.jpg'")
+    parser.add_argument("--out", metavar="DIR", required=True, help="where to write")
+    parser.add_argument("--model", metavar="M", default="mobile_sam",
+                        help="a known name (samjax weights) or a file or directory (default: %(default)s)")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32",
+                        help="of the computation (default: %(default)s)")
+    parser.add_argument("--format", choices=("sa1b", "coco"), default="sa1b",
+                        help="a JSON for each picture, or one for all (default: %(default)s)")
+    parser.add_argument("--overlay", action="store_true", help="also STEM_overlay.png: the picture with its masks")
+    parser.add_argument("--label-map", action="store_true",
+                        help="also STEM_labels.png: 16 bits, 0 or the number of the smallest mask there")
+    parser.add_argument("--restart", action="store_true", help="redo what is done, with other settings if need be")
+    parser.add_argument("--json", action="store_true", help="print the summary as JSON on stdout")
+    parser.add_argument("--preset", choices=("fast", "paper", "dense"), help="settings for a purpose (see below)")
+    group = parser.add_argument_group("settings, by their official names")
+    for name, kind, default, text in OPTIONS:
+        group.add_argument(f"--{name.replace('_', '-')}", dest=name, type=kind, metavar="N" if kind is int else "X",
+                           help=f"{text} (default: {default:.4g})")
+
+
+def run(args) -> int:
+    from samjax.inputs import find_sources
+    from samjax.outputs import check_folder
+    from samjax.settings import make_settings
+
+    given = {name: getattr(args, name) for name, *_ in OPTIONS if getattr(args, name) is not None}
+    settings = make_settings(args.preset, **given, output_mode="coco_rle")
+    sources, skipped = find_sources(args.paths, args.out)
+    check_folder(args.out)
+    return _work(args, sources, skipped, settings)
+
+
+def _work(args, sources, skipped, settings) -> int:
+    import convert
+    from samjax import job
+    from samjax.weights import KNOWN, resolve
+
+    path = resolve(args.model)
+    config = convert.read(path).config  # says at once what is wrong with a file
+    sha256 = KNOWN[args.model].sha256 if args.model in KNOWN else job.fingerprint(path)
+    model = {"name": args.model, "architecture": config.name, "sha256": sha256, "dtype": args.dtype}
+    task = job.Job(sources, Path(args.out), model, settings, args.format, args.overlay, args.label_map, skipped)
+    job.check(task, args.restart)
+    return _report(args, skipped, *_outcomes(job.run(task, lambda: _open(path, args.dtype, settings), args.restart),
+                                             len(sources)))
+
+
+def _open(path, dtype, settings):
+    """What `job.run` needs of a model."""
+    start_jax()
+    from samjax.automatic import everything
+    from samjax.image import read_image
+    from samjax.predict import load
+
+    sam = load(path, dtype=dtype)
+    return lambda path: read_image(path, sam.config.in_channels), lambda pixels: everything(sam, pixels, settings)
+
+
+def _outcomes(running, total: int):
+    """All outcomes, and the seconds they took. Failures are said as they occur."""
+    start, outcomes = time.perf_counter(), []
+    with _meter(total) as meter:
+        for outcome in running:
+            outcomes.append(outcome)
+            if outcome.reason is not None:
+                with contextlib.suppress(OSError, AttributeError):  # stderr may be closed
+                    line = " ".join(f"samjax: {outcome.name}: {outcome.reason}".split())
+                    (print if meter is None else meter.write)(line, file=sys.stderr)
+            if meter is not None:
+                meter.update()
+    return outcomes, time.perf_counter() - start
+
+
+def _meter(total: int):
+    """A progress bar on a terminal; None elsewhere."""
+    if sys.stderr is None or not sys.stderr.isatty():
+        return contextlib.nullcontext()
+    from tqdm import tqdm
+
+    return tqdm(total=total, unit="image", file=sys.stderr)
+
+
+def _report(args, skipped: int, outcomes, seconds: float) -> int:
+    good = [outcome for outcome in outcomes if outcome.reason is None]
+    failed = [outcome for outcome in outcomes if outcome.reason is not None]
+    before = sum(outcome.before for outcome in good)
+    rate = (len(good) - before) / max(seconds, 1e-9)
+    masks = sum(outcome.masks for outcome in good)
+    if args.json:
+        emit(json.dumps({"images": len(good), "masks": masks, "failures": {o.name: o.reason for o in failed},
+                         "skipped": skipped, "done_before": before, "seconds": round(seconds, 3),
+                         "images_per_second": round(rate, 4)}, indent=1))
+    else:
+        counts = [_count(len(good), "image"), _count(masks, "mask"), _count(len(failed), "failure"),
+                  f"{skipped} skipped"] + ([f"{before} done before"] if before else [])
+        emit(f"{', '.join(counts)}, {rate:.3g} images/s -> {args.out}")
+    return 1 if failed else 0
+
+
+def _count(n: int, noun: str) -> str:
+    return f"{n:,} {noun}{'' if n == 1 else 's'}"
