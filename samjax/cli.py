@@ -32,10 +32,8 @@ examples:
 def main(argv: list[str] | None = None) -> int:
     """Runs one command; returns the exit status. Messages go to stderr."""
     debug = os.environ.get("SAMJAX_DEBUG", "") not in ("", "0")
-    if not debug:
-        _silence()
     try:
-        with _terminable(), contextlib.suppress(_Done):
+        with contextlib.nullcontext() if debug else _silence(), _terminable(), contextlib.suppress(_Done):
             args = parser().parse_args(_join_negative(sys.argv[1:] if argv is None else list(argv)))
             return args.run(args) or 0
         return 0
@@ -93,16 +91,25 @@ def _join_negative(argv: list[str]) -> list[str]:
     return joined
 
 
-def _silence() -> None:
+@contextlib.contextmanager
+def _silence():
     """No word of any library: stdout and stderr are the command's own."""
     import logging
     import warnings
 
-    if not sys.warnoptions:
-        warnings.simplefilter("ignore")
-    for name in ("jax", "absl", "PIL"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # XLA's own log
+    loggers = [logging.getLogger(name) for name in ("jax", "absl", "PIL")]
+    before = [logger.level for logger in loggers]
+    with warnings.catch_warnings():
+        if not sys.warnoptions:
+            warnings.simplefilter("ignore")
+        for logger in loggers:
+            logger.setLevel(logging.CRITICAL)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, before):
+                logger.setLevel(level)
 
 
 @contextlib.contextmanager

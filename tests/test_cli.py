@@ -1,12 +1,14 @@
 """The command line: what it writes, what it prints, and one line for every mistake."""
 
 import json
+import logging
 import os
 import re
 import shutil
 import signal
 import subprocess
 import sys
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -279,6 +281,19 @@ def test_version_and_help(capsys):
         assert main([*args, "--help"]) == 0
         out, err = capsys.readouterr()
         assert "examples:" in out and not err and max(map(len, out.splitlines())) <= 120
+
+
+def test_logs_and_warnings_are_silent_only_meanwhile(capsys, monkeypatch):
+    def speak():
+        warnings.warn("a warning", stacklevel=1)
+        logger.warning("a message")
+        return "table"
+
+    logger, filters = logging.getLogger("jax"), list(warnings.filters)
+    level = logger.level
+    monkeypatch.setattr(weights, "table", speak)
+    assert main(["weights"]) == 0 and capsys.readouterr() == ("table\n", "")
+    assert logger.level == level and warnings.filters == filters
 
 
 @pytest.mark.parametrize("args", [[], ["segmnt"], ["--verbose"], ["weights", "a", "b"]])
