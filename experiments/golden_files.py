@@ -58,3 +58,31 @@ def mask_iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     assert a.shape == b.shape and a.dtype == b.dtype == bool
     union = (a | b).sum((-1, -2))
     return np.where(union, (a & b).sum((-1, -2)) / np.maximum(union, 1), 1.0)
+
+
+class VitHGolden:
+    """The real ViT-H decoder's outputs on one stored embedding; all four masks of each prompt."""
+
+    def __init__(self, path):
+        self.path = str(path)
+        with np.load(path) as file:
+            self.arrays = dict(file)
+        self.names = sorted({key.split("/")[0] for key in self.arrays if key.endswith("/iou")})
+        self.features = self.arrays["embedding_f16"].astype(np.float32).transpose(0, 2, 3, 1)
+
+    def slots(self, name: str):
+        """The prompt as samjax.Prompts of one image and one object."""
+        import samjax
+
+        at = lambda key: self.arrays[f"{name}/{key}"]
+        mask = bool(at("has_mask_input")[0])
+        logits = at("mask_input_f16").astype(np.float32).reshape(1, 1, 256, 256) if mask else np.zeros(
+            (1, 1, 256, 256), np.float32)
+        return samjax.Prompts(at("point_coords")[None], at("point_labels").astype(np.int32)[None], logits,
+                              np.array([[mask]]))
+
+    def errors(self, name: str, masks) -> dict:
+        """{"iou": largest error, "logits": error relative to the largest logit}."""
+        iou = np.abs(np.asarray(masks.iou)[0] - self.arrays[f"{name}/iou"]).max()
+        logits = relative_error(np.asarray(masks.logits)[0, :, :, ::4, ::4], self.arrays[f"{name}/low_res_f32_s4"])
+        return {"iou": float(iou), "logits": logits}

@@ -57,8 +57,9 @@ def official_mobile_sam(checkpoint=None, seed=None):
     with warnings.catch_warnings():  # timm's renamed modules, overwritten model registry
         warnings.simplefilter("ignore")
         from mobilesam_lite.mobile_sam import sam_model_registry
-        model = sam_model_registry["vit_t"](checkpoint=checkpoint).eval()
-    return model if seed is None else seed_model(model, seed)
+        model = sam_model_registry["vit_t"](checkpoint=checkpoint)
+    model = model if seed is None else seed_model(model, seed)
+    return model.eval()  # last: it keeps a copy of the attention biases as they are then
 
 
 def official_predictor(model):
