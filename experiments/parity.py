@@ -80,8 +80,8 @@ def compare(model: str, sams, image: Path, golden: Golden) -> list[dict]:
                "bfloat16_mask_iou": float(counted.min()) if counted.size else None}
         rows.append(row)
         print(f"{model:12} {image.name:14} {name:20} embedding {error:.1e}  iou {row['iou']:.1e}  "
-              f"logits {row['logits']:.1e}  mask IoU {row['mask_iou']:.5f}  bfloat16 {row['bfloat16_mask_iou']:.4f}",
-              flush=True)
+              f"logits {row['logits']:.1e}  mask IoU {row['mask_iou']:.5f}  bfloat16 "
+              + (f"{row['bfloat16_mask_iou']:.4f}" if counted.size else "(empty)"), flush=True)
     return rows
 
 
