@@ -8,7 +8,9 @@ real ViT-H decoder. Checkpoints are fetched. About three minutes on two cores. B
 largest value, predicted IoU 1e-3, each mask's IoU with the official one 0.999; ViT-H logits 1e-3 of the largest;
 random ViT encoders 1e-5. bfloat16: each mask's IoU with float32 0.98 (masks empty in both do not count).
 
-Result: experiments/results/parity.json.
+Result (experiments/results/parity.json): float32 within 7e-6 everywhere, every mask's IoU 1.0000. bfloat16: 0.987 or
+better for every mask returned; of ViT-H's four masks for all prompts, looked at in low resolution, one alternative
+(of a box with a background point) falls to 0.964.
 """
 
 import argparse
@@ -152,9 +154,9 @@ def vit_h_decoder(args) -> list[dict]:
         for prompt in golden.names:
             exact, rough = (decode(replace(VIT_H, dtype=dtype), params, golden.features, golden.slots(prompt))
                             for dtype in ("float32", "bfloat16"))
-            masks = [np.asarray(m.logits) > 0 for m in (exact, rough)]
+            ious = mask_iou(*(np.asarray(m.logits)[0, 0] > 0 for m in (exact, rough)))  # the single mask first
             row = {"embedding": name, "prompt": prompt, **golden.errors(prompt, exact),
-                   "bfloat16_mask_iou": float(mask_iou(*masks).min())}
+                   "bfloat16_mask_iou": float(ious.min()), "bfloat16_mask_ious": ious.tolist()}
             rows.append(row)
             print(f"ViT-H decoder  {name:10} {prompt:15} iou {row['iou']:.1e}  logits {row['logits']:.1e}  bfloat16 "
                   f"{row['bfloat16_mask_iou']:.4f}", flush=True)
@@ -171,7 +173,9 @@ def worst(record: dict) -> dict:
     if "vit_h_decoder" in record:
         found["vit_h_logits"] = max(row["logits"] for row in record["vit_h_decoder"])
         found["vit_h_iou"] = max(row["iou"] for row in record["vit_h_decoder"])
-        found["vit_h_bfloat16_mask_iou"] = min(row["bfloat16_mask_iou"] for row in record["vit_h_decoder"])
+        for key, masks in (("single", slice(0, 1)), ("alternative", slice(1, None))):
+            found[f"vit_h_bfloat16_{key}_mask_iou"] = min(
+                min(row["bfloat16_mask_ious"][masks]) for row in record["vit_h_decoder"])
     return found
 
 
