@@ -120,7 +120,12 @@ def _upright(image: Image.Image) -> Image.Image:
         turn = _TURNS.get(image.getexif().get(ORIENTATION))
     except Exception:  # a broken EXIF block does not make the picture unreadable
         turn = None
-    return image if turn is None else image.transpose(turn)
+    if turn is None:
+        return image
+    turned = image.transpose(turn)
+    for key in ("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp"):  # where Pillow finds an orientation:
+        turned.info.pop(key, None)  # whoever reads the picture again would turn it once more
+    return turned
 
 
 def _is_deep(image: Image.Image) -> bool:

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from samjax.errors import InputError
-from samjax.image import MAX_PIXELS, read_image, read_mask
+from samjax.image import MAX_PIXELS, open_image, read_image, read_mask
 
 TURNS = {  # how the stored pixels become the upright ones (EXIF 2.3, tag 0x0112)
     1: lambda a: a, 2: np.fliplr, 3: lambda a: np.rot90(a, 2), 4: np.flipud,
@@ -33,6 +33,7 @@ def test_exif_orientation_is_applied(tmp_path, rgb, orientation, suffix):
     exif[0x0112] = orientation
     Image.fromarray(rgb).save(path, exif=exif, **({"lossless": True} if suffix == "webp" else {}))
     assert np.array_equal(read_image(path), TURNS[orientation](rgb))
+    assert np.array_equal(read_image(open_image(path)), TURNS[orientation](rgb))  # turned once, not twice
 
 
 def test_orientation_of_a_pil_image_is_applied(tmp_path, rgb):
