@@ -18,7 +18,8 @@ BESIDE = {  # a module or package, and what of the library it may import
     "predict": {"errors", "config", "ops", "image", "model", "convert", "weights"},
 }
 # Files that are parts of one of the parts above.
-PARTS = {"geometry": "ops", "resample": "ops", "prompts": "image", "draw": "image"}
+PARTS = {"geometry": "ops", "resample": "ops", "prompts": "image", "draw": "image", "windows": "image", "tiff": "image",
+         "spool": "image", "runs": "ops", "seams": "ops", "zoom": "tiling"}
 FACADE = {("samjax.predict", "automatic")}  # Sam.everything, which imports it when called
 HEAVY = {"torch", "safetensors", "torchvision", "transformers", "cv2", "timm", "segment_anything",
          "pycocotools"}
@@ -79,7 +80,8 @@ def test_heavy_packages_stay_out(path):
 
 @pytest.mark.parametrize("path", [path for path in SOURCES if module_of(path) in (
     "samjax", "samjax.config", "samjax.errors", "samjax.weights", "samjax.sources", "samjax.cli", "samjax.image",
-    "samjax.geometry", "samjax.prompts", "samjax.draw") or module_of(path).startswith("convert")], ids=module_of)
+    "samjax.geometry", "samjax.prompts", "samjax.draw", "samjax.windows", "samjax.spool", "samjax.runs",
+    "samjax.seams") or module_of(path).startswith("convert")], ids=module_of)
 def test_quick_modules_do_not_import_jax(path):
     assert not {name.split(".")[0] for name in imports(path, everywhere=False)} & {"jax", "flax", "orbax", "optax"}
 
