@@ -1,5 +1,7 @@
 """Reading pictures: any file, PIL image or array becomes uint8 (h, w, c). NumPy and Pillow only."""
 
+import contextlib
+import io
 import os
 import threading
 
@@ -67,10 +69,22 @@ def open_image(path) -> Image.Image:
     name = os.fspath(path)
     if os.path.isdir(name):
         raise InputError(f"{name} is a directory, not an image")
-    try:
+    with contextlib.suppress(OSError, ValueError):  # said better below
         if os.path.getsize(name) == 0:
             raise InputError(f"{name} is empty")
-        image = _open_header(name)
+    return _open(name, name)
+
+
+def open_bytes(data: bytes, name: str) -> Image.Image:
+    """As `open_image`, of a file's contents; errors call it `name`."""
+    if not data:
+        raise InputError(f"{name} is empty")
+    return _open(io.BytesIO(data), name)
+
+
+def _open(file, name: str) -> Image.Image:
+    try:
+        image = _open_header(file, name)
     except FileNotFoundError:
         raise InputError(f"{name}: no such file") from None
     except PermissionError:
@@ -88,12 +102,12 @@ def open_image(path) -> Image.Image:
     return upright
 
 
-def _open_header(name: str) -> Image.Image:
+def _open_header(file, name: str) -> Image.Image:
     """Image.open with our limit in place of Pillow's, which a panorama or a scanned slide exceeds."""
     with _open_lock:  # the limit is a global of Pillow's; nothing is decoded in here
         before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
         try:
-            image = Image.open(name)
+            image = Image.open(file)
         finally:
             Image.MAX_IMAGE_PIXELS = before
     if image.width * image.height > MAX_PIXELS:

@@ -1,6 +1,7 @@
 """samjax.image: every kind of picture becomes uint8 (h, w, c), and every broken one a clear InputError."""
 
 import contextlib
+import io
 import struct
 import warnings
 import zlib
@@ -11,7 +12,7 @@ import pytest
 from PIL import Image
 
 from samjax.errors import InputError
-from samjax.image import MAX_PIXELS, open_image, read_image, read_mask
+from samjax.image import MAX_PIXELS, open_bytes, open_image, read_image, read_mask
 
 TURNS = {  # how the stored pixels become the upright ones (EXIF 2.3, tag 0x0112)
     1: lambda a: a, 2: np.fliplr, 3: lambda a: np.rot90(a, 2), 4: np.flipud,
@@ -34,6 +35,18 @@ def test_exif_orientation_is_applied(tmp_path, rgb, orientation, suffix):
     Image.fromarray(rgb).save(path, exif=exif, **({"lossless": True} if suffix == "webp" else {}))
     assert np.array_equal(read_image(path), TURNS[orientation](rgb))
     assert np.array_equal(read_image(open_image(path)), TURNS[orientation](rgb))  # turned once, not twice
+    assert np.array_equal(read_image(open_bytes(path.read_bytes(), "a.jpg")), TURNS[orientation](rgb))
+
+
+@pytest.mark.parametrize("data, message", [(b"", "a.jpg is empty"), (b"text", "a.jpg is not an image"),
+                                           (None, "a.jpg is damaged")])
+def test_bytes_that_are_no_image(rgb, data, message):
+    if data is None:
+        buffer = io.BytesIO()
+        Image.fromarray(rgb).save(buffer, "PNG")
+        data = buffer.getvalue()[:len(buffer.getvalue()) // 2]
+    with pytest.raises(InputError, match=message):
+        open_bytes(data, "a.jpg")
 
 
 def test_orientation_of_a_pil_image_is_applied(tmp_path, rgb):
