@@ -69,9 +69,11 @@ def open_image(path) -> Image.Image:
     name = os.fspath(path)
     if os.path.isdir(name):
         raise InputError(f"{name} is a directory, not an image")
+    empty = False
     with contextlib.suppress(OSError, ValueError):  # said better below
-        if os.path.getsize(name) == 0:
-            raise InputError(f"{name} is empty")
+        empty = os.path.getsize(name) == 0
+    if empty:
+        raise InputError(f"{name} is empty")
     return _open(name, name)
 
 
