@@ -15,11 +15,13 @@ BESIDE = {  # a module or package, and what of the library it may import
     "convert": {"errors", "config", "checkpoint"},  # `model` only for shapes, which the table writes out
     "checkpoint": {"errors", "config", "convert"},
     "weights": {"errors", "sources"}, "sources": {"errors"},
-    "predict": {"errors", "config", "ops", "image", "model", "convert", "weights"},
+    "predict": {"errors", "config", "ops", "image", "model", "convert", "weights", "parallel"},
+    "parallel": {"errors"},
+    "data": {"errors", "config", "ops", "image", "rle", "inputs", "weights"},
 }
 # Files that are parts of one of the parts above.
 PARTS = {"geometry": "ops", "resample": "ops", "prompts": "image", "draw": "image", "windows": "image", "tiff": "image",
-         "spool": "image", "runs": "ops", "seams": "ops", "zoom": "tiling"}
+         "spool": "image", "runs": "ops", "seams": "ops", "zoom": "tiling", "sharding": "parallel"}
 FACADE = {("samjax.predict", "automatic")}  # Sam.everything, which imports it when called
 HEAVY = {"torch", "safetensors", "torchvision", "transformers", "cv2", "timm", "segment_anything",
          "pycocotools"}
@@ -74,6 +76,8 @@ def test_heavy_packages_stay_out(path):
     assert "experiments" not in used and "tests" not in used
     if path != ROOT / "samjax" / "checkpoint.py":
         assert "orbax" not in used
+    if path not in (ROOT / "samjax" / "data" / "pipeline.py", ROOT / "samjax" / "reading.py"):
+        assert "grain" not in used
     used = {name.split(".")[0] for name in imports(path, everywhere=False)}
     assert not used & {"scipy", "orbax"}  # slow to import: only where they are needed
 
@@ -81,7 +85,7 @@ def test_heavy_packages_stay_out(path):
 @pytest.mark.parametrize("path", [path for path in SOURCES if module_of(path) in (
     "samjax", "samjax.config", "samjax.errors", "samjax.weights", "samjax.sources", "samjax.cli", "samjax.image",
     "samjax.geometry", "samjax.prompts", "samjax.draw", "samjax.windows", "samjax.spool", "samjax.runs",
-    "samjax.seams") or module_of(path).startswith("convert")], ids=module_of)
+    "samjax.seams") or module_of(path).startswith(("convert", "samjax.data"))], ids=module_of)
 def test_quick_modules_do_not_import_jax(path):
     assert not {name.split(".")[0] for name in imports(path, everywhere=False)} & {"jax", "flax", "orbax", "optax"}
 

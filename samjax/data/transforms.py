@@ -1,0 +1,139 @@
+"""A record becomes an example: the picture in the model's frame, and a fixed number of masks on the mask grid."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from samjax.config import SamConfig
+from samjax.data.frame import Frame, pixels, plain, to_cells
+from samjax.data.records import Record
+from samjax.errors import InputError
+from samjax.geometry import target_size
+
+TOO_LARGE = 0.9  # of the picture: such masks are dropped (Segment Anything, appendix A)
+LEAST = 32  # pixels of an object, in its own picture
+
+
+@dataclass(frozen=True)
+class Augment:
+    """Random changes. The paper trains without any, and with large-scale jitter where data are few.
+
+    flip: how often left and right change places. scale: (low, high) of a factor on the plain size, drawn uniformly;
+    a picture larger than the frame is cut at a random place, a smaller one padded. (0.1, 2.0) is large-scale jitter.
+    """
+
+    flip: float = 0.5
+    scale: tuple[float, float] | None = None
+
+    def __post_init__(self):
+        if not 0 <= self.flip <= 1:
+            raise ValueError(f"flip {self.flip} is no probability")
+        if self.scale is not None and not 0 < self.scale[0] <= self.scale[1]:
+            raise ValueError(f"scale {self.scale} must be (low, high) with 0 < low <= high")
+
+
+def draw_frame(image_hw: tuple[int, int], size: tuple[int, int], augment: Augment | None,
+               rng: np.random.Generator) -> Frame:
+    """The frame of one example: plain without `augment`."""
+    frame = plain(image_hw, size)
+    if augment is None:
+        return frame
+    flip, offset = bool(rng.random() < augment.flip), (0, 0)
+    if augment.scale is not None:
+        scale = rng.uniform(*augment.scale)
+        scaled = target_size(*image_hw, (size[0] * scale, size[1] * scale))
+        scaled = tuple(max(1, int(side)) for side in scaled)
+        offset = tuple(int(rng.integers(max(n - s, 0) + 1)) for n, s in zip(scaled, size))
+        frame = Frame(frame.image_hw, scaled, frame.size)
+    return Frame(frame.image_hw, frame.scaled_hw, frame.size, offset, flip)
+
+
+def mask_cells(config: SamConfig, mask_size: int | None) -> tuple[int, int]:
+    """(h, w) of the mask grid. mask_size: its height, a multiple of the low-resolution logits' (None: equal)."""
+    h, w = config.mask_size
+    if mask_size is None:
+        return h, w
+    if mask_size < h or mask_size % h:
+        raise InputError(f"mask_size {mask_size} must be a multiple of {h}, the side of the model's mask logits")
+    return mask_size, mask_size // h * w
+
+
+def draw_masks(record: Record, frame: Frame, cells: tuple[int, int], objects: int,
+               rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """At most `objects` random masks: bool (objects, *cells), and which of them are real, bool (objects,).
+
+    Dropped are masks over 90 % of the picture (or of what is left of it in the frame), under 32 px, and those that lie
+    outside the frame. Only masks that are drawn get decoded. Where all fit, they keep their order.
+    """
+    masks, valid = np.zeros((objects, *cells), bool), np.zeros(objects, bool)
+    order = range(len(record.objects))
+    if len(order) > objects:
+        order = rng.permutation(len(order))
+    most = TOO_LARGE * frame.image_hw[0] * frame.image_hw[1]
+    room = TOO_LARGE * np.prod([v / s * c for v, s, c in zip(frame.valid, frame.size, cells)])
+    n = 0
+    for index in order:
+        counts = record.objects[index].counts()
+        area = counts[1::2].sum()
+        if not LEAST <= area <= most:
+            continue
+        part, (i, j) = to_cells(counts, frame, cells)
+        if not part.any() or (not frame.plain and part.sum() > room):
+            continue
+        masks[n, i:i + part.shape[0], j:j + part.shape[1]], valid[n] = part, True
+        n += 1
+        if n == objects:
+            break
+    return masks, valid
+
+
+def example(record: Record, config: SamConfig, cells: tuple[int, int], objects: int, rng: np.random.Generator,
+            augment: Augment | None = None) -> dict[str, np.ndarray]:
+    """One picture of a batch: "image" uint8 (H, W, c) or "features" float32 (h, w, c), "size" int32 (2,): (h, w) of
+    the picture in the frame, "masks" bool (objects, *cells), "valid" bool (objects,).
+
+    Raises InputError for a damaged picture or mask, and where none of its masks can be used.
+    """
+    if record.features is not None:
+        return _with_features(record, config, cells, objects, rng)
+    picture = record.open()
+    record.check_size((picture.height, picture.width))
+    frame = draw_frame((picture.height, picture.width), config.image_size, augment, rng)
+    masks, valid = draw_masks(record, frame, cells, objects, rng)
+    if not valid.any() and not frame.plain:  # cut away: take the picture as it is
+        frame = plain(frame.image_hw, frame.size)
+        masks, valid = draw_masks(record, frame, cells, objects, rng)
+    _some(valid, record)
+    return {"image": pixels(picture, frame, config), "size": np.array(frame.valid, np.int32), "masks": masks,
+            "valid": valid}
+
+
+def _with_features(record: Record, config: SamConfig, cells, objects: int, rng) -> dict[str, np.ndarray]:
+    if not record.objects:
+        _some(np.zeros(0, bool), record)
+    features, size = record.features()
+    frame = plain(record.objects[0].size, config.image_size)
+    record.check_size(frame.image_hw)
+    if tuple(size) != frame.valid:
+        raise InputError(f"the cached embedding is of a picture of {tuple(size)} in the frame, its masks of "
+                         f"{frame.valid}: make the embeddings again")
+    masks, valid = draw_masks(record, frame, cells, objects, rng)
+    _some(valid, record)
+    return {"features": np.asarray(features, np.float32), "size": np.array(size, np.int32), "masks": masks,
+            "valid": valid}
+
+
+def _some(valid: np.ndarray, record: Record) -> None:
+    if not valid.any():
+        raise InputError("no masks" if not record.objects else
+                         f"none of its {len(record.objects)} masks has between {LEAST} px and 90 % of the picture")
+
+
+def blank(config: SamConfig, cells: tuple[int, int], objects: int, features: bool) -> dict[str, np.ndarray]:
+    """An example without any object, which adds nothing to a loss."""
+    if features:
+        first = {"features": np.zeros((*config.grid, config.channels), np.float32)}
+    else:
+        first = {"image": np.zeros((*config.image_size, config.in_channels), np.uint8)}
+    return {**first, "size": np.array(config.image_size, np.int32), "masks": np.zeros((objects, *cells), bool),
+            "valid": np.zeros(objects, bool)}
