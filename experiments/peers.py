@@ -71,6 +71,13 @@ def official_predictor(model):
     return SamPredictor(model)
 
 
+def official_generator(model, **settings):
+    """The official SamAutomaticMaskGenerator around a MobileSAM; min_mask_region_area needs opencv."""
+    from mobilesam_lite.mobile_sam import SamAutomaticMaskGenerator
+
+    return SamAutomaticMaskGenerator(model, **settings)
+
+
 def seeded_tensor(name, shape, seed):
     """A float32 tensor that depends on nothing but the official name of a parameter, its shape and a seed.
 

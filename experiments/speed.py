@@ -7,14 +7,16 @@ Hardware: 2 CPU cores. Minutes: about 20 (all cases, 5 rounds). Result: experime
 Each subject lives in a process of its own, bound to the same cores; within a case the subjects take turns, in
 an order that rotates each round, so that a drift of the machine touches all of them. A ratio is samjax's time
 over the peer's in the same round, given as the median over the rounds, the least and the greatest: below 1
-samjax is faster. Weights are random (they do not change the time), except for `start`, which needs the
-published MobileSAM file. Peers that are not installed are named as missing. Cases:
+samjax is faster. Weights are random (they do not change the time), except for `everything` (fetched MobileSAM) and
+for `start`, which needs the published MobileSAM file. Peers that are not installed are named as missing. Cases:
 
   encoder_vit_b   normalised pixels -> features: official PyTorch, transformers (SDPA), keras-hub (on JAX)
   encoder_mobile  the same with MobileSAM's encoder: official PyTorch (mobilesam-lite)
   decoder_1, _64  features and 1 or 64 prompts of one point each -> three 256 x 256 masks each
   encode_jpeg     a JPEG file -> embedding, MobileSAM: SamPredictor.set_image against Sam.encode
   click           one point on an encoded picture -> three masks of its size: predict against Sam.segment
+  everything      all masks of a picture, 32 x 32 points: SamAutomaticMaskGenerator against Sam.everything
+  everything_paper  the same with the `paper` preset: 21 crops, three times the points
   start           a whole process to the files written, compile cache warm, MobileSAM and one point
 
 Peak memory is that of each subject's whole process, imports and weights included (and, as "call", of the
@@ -32,7 +34,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from speed_subjects import BFLOAT16, CASES
+from speed_subjects import BFLOAT16, CASES, LONG
 
 ROOT = Path(__file__).resolve().parents[1]
 HERE = Path(__file__).resolve().parent
@@ -113,7 +115,8 @@ def call_case(case, args):
     present = {name: worker for name, worker in workers.items() if not worker.missing}
     repeats = {}
     for name, worker in present.items():
-        repeats[name] = max(1, round(SHORTEST / worker.ask(1)["seconds"][0]))
+        alone = worker.state["first"]
+        repeats[name] = max(1, round(SHORTEST / (alone if alone > LONG else worker.ask(1)["seconds"][0])))
     seconds = turns(present, args.rounds, lambda name: statistics.median(
         present[name].ask(repeats[name])["seconds"]))
     for name, worker in present.items():

@@ -13,9 +13,11 @@ import json
 import os
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 SIZE, GRID = 1024, 64
+LONG = 60  # seconds: a call that lasts longer is not repeated to warm up
 
 
 def torch_device():
@@ -253,6 +255,33 @@ def click_samjax(image):
     return lambda: sam.segment(embedding, points=[[50, 50]], labels=[1])
 
 
+# All masks of a picture, real MobileSAM weights (what survives the filters decides the work).
+
+PAPER = {"points_per_side": 32, "crop_n_layers": 2, "crop_n_points_downscale_factor": 2, "min_mask_region_area": 100}
+
+
+def everything_official(image, **settings):
+    import numpy as np
+    import peers
+    from PIL import Image
+
+    from samjax.weights import resolve
+
+    def build(device):
+        model = peers.official_mobile_sam(str(resolve("mobile_sam"))).to(device)
+        generator = peers.official_generator(model, **settings)
+        pixels = np.array(Image.open(image).convert("RGB"))
+        return lambda: generator.generate(pixels)
+    return torch_call(build)
+
+
+def everything_samjax(image, **settings):
+    import samjax
+
+    sam, pixels = samjax.load("mobile_sam"), samjax.read_image(image)
+    return lambda: sam.everything(pixels, **settings)
+
+
 CASES = {  # case: (argument of the subjects, {subject: maker}); IMAGE stands for the picture given
     "encoder_vit_b": ("vit_b", {"official": encoder_official, "transformers": encoder_transformers,
                                 "keras_hub": encoder_keras_hub, "samjax": encoder_samjax}),
@@ -263,6 +292,9 @@ CASES = {  # case: (argument of the subjects, {subject: maker}); IMAGE stands fo
                         "keras_hub": decoder_keras_hub, "samjax": decoder_samjax}),
     "encode_jpeg": ("IMAGE", {"official": file_official, "samjax": file_samjax}),
     "click": ("IMAGE", {"official": click_official, "samjax": click_samjax}),
+    "everything": ("IMAGE", {"official": everything_official, "samjax": everything_samjax}),
+    "everything_paper": ("IMAGE", {"official": partial(everything_official, **PAPER),
+                                   "samjax": partial(everything_samjax, preset="paper")}),
 }
 BFLOAT16 = "_bf16"  # a subject's name with this ending is samjax in bfloat16
 
@@ -320,7 +352,8 @@ def serve(case, subject, threads, image):
     except Exception as error:  # a missing or broken peer is reported, the others are still measured
         answer(missing=f"{type(error).__name__}: {error}".splitlines()[0])
         return
-    call()
+    if first < LONG:
+        call()
     process_peak = peak_megabytes()
     forget_peak()
     answer(ready=True, first=first)
