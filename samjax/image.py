@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import math
 import os
 import threading
 
@@ -17,6 +18,8 @@ _TURNS = {
     5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_SIDEWAYS = {_TURNS[tag] for tag in (5, 6, 7, 8)}
+FULL = "samjax full size"  # in Image.info
 _open_lock = threading.Lock()
 
 
@@ -64,8 +67,12 @@ def read_mask(source) -> np.ndarray:
     return (opaque[..., :3] >= least).any(axis=-1) & (opaque[..., 3] > 0)
 
 
-def open_image(path) -> Image.Image:
-    """The PIL image at `path`, decoded and turned upright; raises InputError."""
+def open_image(path, longest: int | None = None) -> Image.Image:
+    """The PIL image at `path`, decoded and turned upright; raises InputError.
+
+    longest: a JPEG may be decoded at an eighth, a quarter or half its size, but no side so short that the longest
+    would be under this: quicker, and nearly what resizing gives. `full_hw` tells the size it had.
+    """
     name = os.fspath(path)
     if os.path.isdir(name):
         raise InputError(f"{name} is a directory, not an image")
@@ -74,17 +81,22 @@ def open_image(path) -> Image.Image:
         empty = os.path.getsize(name) == 0
     if empty:
         raise InputError(f"{name} is empty")
-    return _open(name, name)
+    return _open(name, name, longest)
 
 
-def open_bytes(data: bytes, name: str) -> Image.Image:
+def open_bytes(data: bytes, name: str, longest: int | None = None) -> Image.Image:
     """As `open_image`, of a file's contents; errors call it `name`."""
     if not data:
         raise InputError(f"{name} is empty")
-    return _open(io.BytesIO(data), name)
+    return _open(io.BytesIO(data), name, longest)
 
 
-def _open(file, name: str) -> Image.Image:
+def full_hw(image: Image.Image) -> tuple[int, int]:
+    """(h, w) of the picture that `open_image` was given, upright, whatever size it was decoded at."""
+    return image.info.get(FULL, (image.height, image.width))
+
+
+def _open(file, name: str, longest: int | None = None) -> Image.Image:
     try:
         image = _open_header(file, name)
     except FileNotFoundError:
@@ -98,9 +110,15 @@ def _open(file, name: str) -> Image.Image:
     except Exception as error:  # plugins raise all sorts on damaged headers
         raise InputError(f"{name} cannot be read as an image: {_first_line(error)}") from None
     with image:
-        kind = image.format
-        upright = _upright(_decode(image, name))
+        kind, (w, h) = image.format, image.size
+        if longest is not None and kind == "JPEG":
+            scale = longest / max(w, h)
+            image.draft(None, (math.ceil(w * scale), math.ceil(h * scale)))
+        decoded = _decode(image, name)
+        upright = _upright(decoded)
     upright.format = kind
+    if decoded.size != (w, h):
+        upright.info[FULL] = (h, w) if _turn(decoded) not in _SIDEWAYS else (w, h)
     return upright
 
 
@@ -132,16 +150,20 @@ def _decode(image: Image.Image, name: str) -> Image.Image:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    try:
-        turn = _TURNS.get(image.getexif().get(ORIENTATION))
-    except Exception:  # a broken EXIF block does not make the picture unreadable
-        turn = None
+    turn = _turn(image)
     if turn is None:
         return image
     turned = image.transpose(turn)
     for key in ("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp"):  # where Pillow finds an orientation:
         turned.info.pop(key, None)  # whoever reads the picture again would turn it once more
     return turned
+
+
+def _turn(image: Image.Image) -> Image.Transpose | None:
+    try:
+        return _TURNS.get(image.getexif().get(ORIENTATION))
+    except Exception:  # a broken EXIF block does not make the picture unreadable
+        return None
 
 
 def _is_deep(image: Image.Image) -> bool:

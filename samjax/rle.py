@@ -4,6 +4,8 @@ Runs go down the columns, column by column, zeros first: {"size": [h, w], "count
 the counts as text, five bits a character, most as differences from the count before last (pycocotools' own coding).
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from samjax.errors import InputError
@@ -79,22 +81,30 @@ def compress(counts: np.ndarray) -> str:
 
 def decompress(text: str | bytes) -> np.ndarray:
     """The inverse of `compress`: counts, int64. Raises InputError for what is no such text."""
-    raw = text.encode() if isinstance(text, str) else bytes(text)
-    codes = np.frombuffer(raw, np.uint8).astype(np.int64) - 48
+    return decompress_all([text])[0]
+
+
+def decompress_all(texts: Sequence[str | bytes]) -> list[np.ndarray]:
+    """`decompress` of many texts, much quicker than one by one."""
+    raw = [text.encode() if isinstance(text, str) else bytes(text) for text in texts]
+    codes = np.frombuffer(b"".join(raw), np.uint8).astype(np.int64) - 48
+    ends = np.cumsum([len(text) for text in raw])
+    last = (codes & 32) == 0  # of a number's characters
     if not len(codes):
-        return np.zeros(0, np.int64)
-    if codes.min() < 0 or codes.max() > 63 or codes[-1] & 32:
+        return [np.zeros(0, np.int64) for _ in raw]
+    if codes.min() < 0 or codes.max() > 63 or not last[ends[ends > 0] - 1].all():
         raise InputError("a compressed run-length text is damaged")
-    last = (codes & 32) == 0
-    number = np.cumsum(last) - last  # which count a character belongs to
     start = np.flatnonzero(np.concatenate([[True], last[:-1]]))
-    place = np.arange(len(codes)) - start[number]
-    if place.max() > 11:
+    length = np.diff(start, append=len(codes))
+    if length.max() > 12:
         raise InputError("a compressed run-length text is damaged")
-    counts = np.zeros(number[-1] + 1, np.int64)
-    np.add.at(counts, number, (codes & 31) << (5 * place))
+    place = np.arange(len(codes)) - np.repeat(start, length)
+    numbers = np.add.reduceat((codes & 31) << (5 * place), start)
     negative = (codes[last] & 16) != 0
-    counts[negative] -= np.int64(1) << (5 * (place[last][negative] + 1))
-    counts[1::2] = np.cumsum(counts[1::2])
-    counts[2::2] = np.cumsum(counts[2::2])
+    numbers[negative] -= np.int64(1) << (5 * length[negative])
+    stops = np.concatenate([[0], np.cumsum(last)])[ends]
+    counts = np.split(numbers, stops[:-1])
+    for each in counts:  # from the fourth on they are differences from the count before last
+        each[1::2] = np.cumsum(each[1::2])
+        each[2::2] = np.cumsum(each[2::2])
     return counts

@@ -33,19 +33,22 @@ AHEAD = 2  # batches that each worker, or the thread if there are none, prepares
 def make_pipeline(sources: Sequence[Source], config: SamConfig, *, batch: int, objects: int = 64,
                   mask_size: int | None = None, seed: int = 0, shuffle: bool = True, repeat: bool = True,
                   augment: Augment | None = None, process_index: int = 0, process_count: int = 1, workers: int = 0,
-                  weights: Sequence[float] | None = None, drop_remainder: bool = False, report=None) -> "Pipeline":
+                  weights: Sequence[float] | None = None, drop_remainder: bool = False, fast_jpeg: bool = False,
+                  report=None) -> "Pipeline":
     """Batches of `batch` pictures for this process, as dicts of arrays:
 
         "image": uint8 (b, H, W, c), as `geometry.prepare` makes it; or "features": float32 (b, h, w, c), if all sources
                  bring cached embeddings (`with_features`)
         "size": int32 (b, 2), (h, w) of the picture in that frame
-        "masks": bool (b, objects, L, L) over the whole frame, padding included; see `frame.to_cells`
+        "masks": bool (b, objects, L, L) over the whole frame, padding included; see `grid.to_cells`
         "valid": bool (b, objects), False for padding
 
     mask_size: L, a multiple of the logits' side (None: equal). weights: how often each source is drawn, with `repeat`;
     None: each picture as often as any other. repeat: without end, in a new order each time; else once, the last batch
     filled up with blank pictures (nothing valid) or dropped, and every process gets equally many.
     workers: processes that prepare batches beside this one; 0: a thread.
+
+    fast_jpeg: decode JPEGs at half or a quarter of their size where that is still enough: quicker, nearly the same.
 
     A bad picture (damaged, without usable masks) is reported once, by report(message), to stderr by default. With
     `repeat` another takes its place, else a blank one. Raises InputError, when iterated, if over 10 % are bad.
@@ -66,8 +69,8 @@ def make_pipeline(sources: Sequence[Source], config: SamConfig, *, batch: int, o
     numbers = _numbers(sources, weights, seed, shuffle, repeat)
     if not repeat:
         numbers = _rounded(numbers, batch * process_count, drop_remainder)
-    make = _Examples(Joined(sources), config, mask_cells(config, mask_size), objects, augment, substitute=repeat,
-                     features=with_features == {True})
+    make = _Examples(Joined(sources), config, mask_cells(config, mask_size), objects, augment, fast_jpeg,
+                     substitute=repeat, features=with_features == {True})
     # Batches are cut before they are dealt out, so that those of all processes side by side are the global batch.
     batches = numbers.random_map(make, seed=_seed(seed, 1)).batch(batch, batch_fn=_stack)
     return Pipeline(batches[process_index::process_count], workers, report)
@@ -171,9 +174,10 @@ def _seed(seed: int, use: int) -> int:
 class _Examples:
     """(number, generator) -> (example, problems); a number of -1 gives a blank one."""
 
-    def __init__(self, source: Joined, config, cells, objects, augment, substitute: bool, features: bool):
+    def __init__(self, source: Joined, config: SamConfig, cells: tuple[int, int], objects: int,
+                 augment: Augment | None, fast_jpeg: bool, substitute: bool, features: bool):
         self.source, self.config, self.cells, self.objects = source, config, cells, objects
-        self.augment, self.substitute, self.features = augment, substitute, features
+        self.augment, self.fast_jpeg, self.substitute, self.features = augment, fast_jpeg, substitute, features
 
     def __call__(self, number: int, rng: np.random.Generator):
         problems, number = [], int(number)
@@ -181,8 +185,9 @@ class _Examples:
             if number < 0:
                 break
             try:
-                made = example(self.source[number], self.config, self.cells, self.objects, rng, self.augment)
-                return made, problems
+                record = self.source[number]
+                return example(record, self.config, self.cells, self.objects, rng, self.augment,
+                               self.fast_jpeg), problems
             except (InputError, OSError) as error:
                 problems.append((self.source.item_name(number), str(error)))
             number = int(rng.integers(len(self.source)))

@@ -69,8 +69,8 @@ class Sa1bTar(Source):
     def __getitem__(self, index: int) -> Record:
         return self.record(index)
 
-    def _picture(self, start: int, size: int, name: str) -> Image.Image:
-        return open_bytes(self._read(start, size), f"{self.name}/{name}")
+    def _picture(self, start: int, size: int, name: str, longest: int | None = None) -> Image.Image:
+        return open_bytes(self._read(start, size), f"{self.name}/{name}", longest)
 
     def _read(self, start: int, size: int) -> bytes:
         try:

@@ -5,10 +5,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from samjax.config import SamConfig
-from samjax.data.frame import Frame, pixels, plain, to_cells
-from samjax.data.records import Record
+from samjax.data.frame import Frame, pixels, plain
+from samjax.data.grid import to_cells
+from samjax.data.records import Record, decode_all
 from samjax.errors import InputError
 from samjax.geometry import target_size
+from samjax.image import full_hw
 
 TOO_LARGE = 0.9  # of the picture: such masks are dropped (Segment Anything, appendix A)
 LEAST = 32  # pixels of an object, in its own picture
@@ -66,67 +68,58 @@ def draw_masks(record: Record, frame: Frame, cells: tuple[int, int], objects: in
     outside the frame. Only masks that are drawn get decoded. Where all fit, they keep their order.
     """
     masks, valid = np.zeros((objects, *cells), bool), np.zeros(objects, bool)
-    order = range(len(record.objects))
-    if len(order) > objects:
-        order = rng.permutation(len(order))
+    waiting = list(record.objects)
+    if len(waiting) > objects:
+        waiting = [waiting[i] for i in rng.permutation(len(waiting))]
     most = TOO_LARGE * frame.image_hw[0] * frame.image_hw[1]
     room = TOO_LARGE * np.prod([v / s * c for v, s, c in zip(frame.valid, frame.size, cells)])
     n = 0
-    for index in order:
-        counts = record.objects[index].counts()
-        area = counts[1::2].sum()
-        if not LEAST <= area <= most:
-            continue
-        part, (i, j) = to_cells(counts, frame, cells)
-        if not part.any() or (not frame.plain and part.sum() > room):
-            continue
-        masks[n, i:i + part.shape[0], j:j + part.shape[1]], valid[n] = part, True
-        n += 1
-        if n == objects:
-            break
+    while waiting and n < objects:
+        drawn, waiting = waiting[:objects - n], waiting[objects - n:]
+        counts = [counts for counts in decode_all(drawn) if LEAST <= counts[1::2].sum() <= most]
+        for part, (i, j) in to_cells(counts, frame, cells):
+            if part.any() and (frame.plain or np.count_nonzero(part) <= room):
+                masks[n, i:i + part.shape[0], j:j + part.shape[1]], valid[n] = part, True
+                n += 1
     return masks, valid
 
 
 def example(record: Record, config: SamConfig, cells: tuple[int, int], objects: int, rng: np.random.Generator,
-            augment: Augment | None = None) -> dict[str, np.ndarray]:
+            augment: Augment | None = None, fast_jpeg: bool = False) -> dict[str, np.ndarray]:
     """One picture of a batch: "image" uint8 (H, W, c) or "features" float32 (h, w, c), "size" int32 (2,): (h, w) of
     the picture in the frame, "masks" bool (objects, *cells), "valid" bool (objects,).
 
     Raises InputError for a damaged picture or mask, and where none of its masks can be used.
     """
-    if record.features is not None:
-        return _with_features(record, config, cells, objects, rng)
-    picture = record.open()
-    record.check_size((picture.height, picture.width))
-    frame = draw_frame((picture.height, picture.width), config.image_size, augment, rng)
+    if not record.objects:
+        raise InputError("no masks")
+    image_hw = tuple(record.objects[0].size)
+    record.check_size(image_hw)
+    frame = draw_frame(image_hw, config.image_size, augment, rng)
     masks, valid = draw_masks(record, frame, cells, objects, rng)
     if not valid.any() and not frame.plain:  # cut away: take the picture as it is
-        frame = plain(frame.image_hw, frame.size)
+        frame = plain(image_hw, config.image_size)
         masks, valid = draw_masks(record, frame, cells, objects, rng)
-    _some(valid, record)
-    return {"image": pixels(picture, frame, config), "size": np.array(frame.valid, np.int32), "masks": masks,
-            "valid": valid}
+    if not valid.any():
+        raise InputError(f"none of its {len(record.objects)} masks has between {LEAST} px and {TOO_LARGE:.0%} of the "
+                         "picture")
+    first = _pixels(record, frame, config, fast_jpeg) if record.features is None else _features(record, frame)
+    return {**first, "size": np.array(frame.valid, np.int32), "masks": masks, "valid": valid}
 
 
-def _with_features(record: Record, config: SamConfig, cells, objects: int, rng) -> dict[str, np.ndarray]:
-    if not record.objects:
-        _some(np.zeros(0, bool), record)
+def _pixels(record: Record, frame: Frame, config: SamConfig, fast_jpeg: bool) -> dict[str, np.ndarray]:
+    fast = fast_jpeg and config.resize == "bilinear"
+    picture = record.open(longest=max(frame.scaled_hw) if fast else None)
+    record.check_size(full_hw(picture))
+    return {"image": pixels(picture, frame, config)}
+
+
+def _features(record: Record, frame: Frame) -> dict[str, np.ndarray]:
     features, size = record.features()
-    frame = plain(record.objects[0].size, config.image_size)
-    record.check_size(frame.image_hw)
     if tuple(size) != frame.valid:
         raise InputError(f"the cached embedding is of a picture of {tuple(size)} in the frame, its masks of "
                          f"{frame.valid}: make the embeddings again")
-    masks, valid = draw_masks(record, frame, cells, objects, rng)
-    _some(valid, record)
-    return {"features": np.asarray(features, np.float32), "size": np.array(size, np.int32), "masks": masks,
-            "valid": valid}
-
-
-def _some(valid: np.ndarray, record: Record) -> None:
-    if not valid.any():
-        raise InputError("no masks" if not record.objects else
-                         f"none of its {len(record.objects)} masks has between {LEAST} px and 90 % of the picture")
+    return {"features": np.asarray(features, np.float32)}
 
 
 def blank(config: SamConfig, cells: tuple[int, int], objects: int, features: bool) -> dict[str, np.ndarray]:
