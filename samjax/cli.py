@@ -17,13 +17,14 @@ import sys
 from samjax import __version__
 from samjax.errors import InputError
 
-COMMANDS = ("segment", "everything", "weights", "convert")
+COMMANDS = ("segment", "everything", "evaluate", "weights", "convert")
 
 EPILOG = """\
 examples:
   samjax segment photo.jpg --point 320,240         masks of what lies at a point
   samjax segment photo.jpg --box 10,20,300,400     masks of what lies in a box
   samjax everything photos --out masks             all masks of all pictures in a folder
+  samjax evaluate data                             a model's scores on pictures with masks
   samjax weights                                   the models that can be used by name
   samjax COMMAND --help                            everything about one command
 """

@@ -18,6 +18,7 @@ BESIDE = {  # a module or package, and what of the library it may import
     "predict": {"errors", "config", "ops", "image", "model", "convert", "weights", "parallel"},
     "parallel": {"errors"},
     "data": {"errors", "config", "ops", "image", "rle", "inputs", "weights"},
+    "evaluate": {"errors", "config", "ops", "image", "data", "predict", "upscale"},
 }
 # Files that are parts of one of the parts above.
 PARTS = {"geometry": "ops", "resample": "ops", "prompts": "image", "draw": "image", "windows": "image", "tiff": "image",

@@ -1,0 +1,205 @@
+"""`samjax evaluate`: a model's scores on data with masks."""
+
+import contextlib
+import json
+import os
+import sys
+import time
+from argparse import ArgumentTypeError
+from pathlib import Path
+
+from samjax.commands.common import add_command, emit, start_jax
+from samjax.errors import InputError
+from samjax.outputs import check_folder, write_all
+
+MORE = """\
+DATA is a folder of images/ and masks/, a COCO or LVIS .json, SA-1B files, or a folder with a meta.json; each DATA is a
+set of its own. A score is the mean IoU over a set's objects of at least 32 px, in percent, at the pictures' own size.
+
+prompts: point, from one click or several: the first is the object's pixel farthest from its boundary, each further one
+that of the largest error region; "oracle" takes the best mask in place of the most confident one. box, from the box
+around each object: one mask. Masks of everything are not scored yet.
+
+Written with --out: model, sha256 of its weights, versions, settings, and each object's scores.
+
+status: 0 all done; 1 some pictures could not be read; 2 wrong arguments, or nothing to score.
+
+examples:
+  samjax evaluate data
+  samjax evaluate data --split val --model runs/tuned --prompt point --points 1,2,3,5,9 --out scores.json
+  samjax evaluate coco/annotations/instances_val2017.json --images coco/val2017 --limit 500
+"""
+PROMPTS = ("point", "box")
+LATER = ("everything", "proposals", "edges")
+
+
+def add(subparsers) -> None:
+    parser = add_command(subparsers, "evaluate", run, "score a model on pictures with masks", MORE)
+    parser.add_argument("data", metavar="DATA", nargs="+", help="a folder or file of pictures with masks")
+    parser.add_argument("--model", metavar="M", default="mobile_sam",
+                        help="a known name (samjax weights) or a file or directory (default: %(default)s)")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32",
+                        help="of the computation (default: %(default)s)")
+    parser.add_argument("--prompt", dest="prompts", metavar="P", action="append", type=_prompt,
+                        help="point or box (repeatable; default: both)")
+    parser.add_argument("--split", metavar="S", help="train, val or test (default: all that there is)")
+    parser.add_argument("--points", metavar="N,N", type=_counts, default=(1,),
+                        help="score after so many points (default: 1)")
+    parser.add_argument("--first", choices=("centre", "random"), default="centre",
+                        help="the first point (default: %(default)s)")
+    parser.add_argument("--box-noise", metavar="X", type=float, default=0.0,
+                        help="move the boxes' sides by noise of this share of them, at most 20 px (0.1 as in training)")
+    parser.add_argument("--refine", action="store_true", help="a second round for boxes, the first answer fed back")
+    parser.add_argument("--seed", metavar="N", type=int, default=0, help="of random points and noise (default: 0)")
+    parser.add_argument("--limit", metavar="N", type=int, help="at most N pictures of each DATA, evenly spread")
+    parser.add_argument("--images", metavar="DIR", help="the pictures of a COCO .json, if they are not found near it")
+    parser.add_argument("--masks", choices=("auto", "instances", "classes"), default="auto",
+                        help="what values in mask pictures are (default: %(default)s: 16 bits are instances)")
+    parser.add_argument("--out", metavar="FILE", help="write everything there as JSON")
+    parser.add_argument("--json", action="store_true", help="print that JSON, and nothing else, on stdout")
+
+
+def run(args) -> int:
+    args.prompts = tuple(dict.fromkeys(args.prompts or PROMPTS))
+    _check(args)
+    sources = _sources(args)
+    path, model = _model(args)
+    start = time.perf_counter()
+    reports = _scores(args, sources, path)
+    found = _json(args, model, reports, time.perf_counter() - start)
+    text = json.dumps(found)
+    if args.out:
+        folder, name = os.path.split(os.path.abspath(args.out))
+        write_all(folder, {name: lambda temporary: Path(temporary).write_text(text + "\n")})
+    emit(text if args.json else _table(args, reports))
+    return 1 if any(report.failures for report in reports) else 0
+
+
+def _prompt(text: str) -> str:
+    if text in LATER:
+        raise ArgumentTypeError(f"{text!r} is not scored yet: point and box are")
+    if text not in PROMPTS:
+        raise ArgumentTypeError(f"{text!r} is none of {', '.join(PROMPTS)}")
+    return text
+
+
+def _counts(text: str) -> tuple[int, ...]:
+    try:
+        counts = sorted({int(part) for part in text.split(",")})
+    except ValueError:
+        counts = [0]
+    if not 1 <= counts[0] <= counts[-1] <= 100:
+        raise ArgumentTypeError(f"{text!r} is not a list of numbers from 1 to 100, such as 1,2,3,5,9")
+    return tuple(counts)
+
+
+def _check(args) -> None:
+    """What can be said before data, model and JAX are touched."""
+    if args.limit is not None and args.limit < 1:
+        raise InputError(f"--limit {args.limit} leaves nothing to score: give 1 or more")
+    if not 0 <= args.box_noise <= 1:
+        raise InputError(f"--box-noise {args.box_noise} is no share of a side: give 0 to 1")
+    if args.seed < 0:
+        raise InputError(f"--seed {args.seed}: give 0 or more")
+    if args.out:
+        if os.path.isdir(args.out):
+            raise InputError(f"--out {args.out} is a directory: name a file")
+        check_folder(os.path.dirname(os.path.abspath(args.out)))
+
+
+def _sources(args) -> list:
+    from samjax.data import open_source
+
+    return [open_source(path, args.split, images=args.images, masks=args.masks) for path in args.data]
+
+
+def _model(args) -> tuple[Path, dict]:
+    import convert
+    from samjax import job
+    from samjax.weights import KNOWN, resolve
+
+    path = resolve(args.model)
+    config = convert.read(path).config  # says at once what is wrong with a file
+    sha256 = KNOWN[args.model].sha256 if args.model in KNOWN else job.fingerprint(path)
+    return path, {"name": args.model, "architecture": config.name, "sha256": sha256, "dtype": args.dtype}
+
+
+def _scores(args, sources, path) -> list:
+    start_jax()
+    from samjax.evaluate import score
+    from samjax.predict import load
+
+    sam, reports = load(path, dtype=args.dtype), []
+    for source in sources:
+        with _meter(source.name) as progress:
+            reports.append(score(sam, source, args.prompts, limit=args.limit, progress=progress, **_settings(args)))
+        for name, reason in reports[-1].failures:
+            _say(f"{source.name}: {name}: {reason}")
+    return reports
+
+
+def _settings(args) -> dict:
+    return {"points": args.points, "first": args.first, "box_noise": args.box_noise, "refine": args.refine,
+            "seed": args.seed}
+
+
+@contextlib.contextmanager
+def _meter(name: str):
+    """A progress bar on a terminal; None elsewhere."""
+    if sys.stderr is None or not sys.stderr.isatty():
+        yield None
+        return
+    from tqdm import tqdm
+
+    with tqdm(unit="image", desc=os.path.basename(name), file=sys.stderr) as bar:
+        def progress(done, total):
+            bar.total = total
+            bar.update()
+
+        yield progress
+
+
+def _say(text: str) -> None:
+    with contextlib.suppress(OSError, AttributeError):  # stderr may be closed
+        print("samjax:", " ".join(text.split()), file=sys.stderr)
+
+
+def _json(args, model: dict, reports, seconds: float) -> dict:
+    import jax
+
+    from samjax.evaluate.made import commit, versions
+
+    return {"model": model, "versions": versions(), "commit": commit(), "device": jax.devices()[0].device_kind,
+            "settings": {"prompts": list(args.prompts), **_settings(args), "points": list(args.points),
+                         "split": args.split, "limit": args.limit, "masks": args.masks},
+            "seconds": round(seconds, 3), "sets": [report.to_json() for report in reports]}
+
+
+def _table(args, reports) -> str:
+    """A line for each set, in percent; with boxes also by the objects' size."""
+    sizes = ("small", "medium", "large") if "box" in args.prompts else ()
+    names = reports[0].names
+    rows = [["set", "pictures", "objects", *(_heading(name) for name in names), *(f"box {size}" for size in sizes)]]
+    for report, label in zip(reports, _labels(reports)):
+        means, by_size = report.summary(), report.by_size()
+        rows.append([label, f"{report.pictures:,}", f"{len(report.rows):,}",
+                     *(f"{100 * means[name]:.1f}" for name in names),
+                     *(f"{100 * by_size[size]['box']:.1f}" if size in by_size else "-" for size in sizes)])
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    return "\n".join("  ".join([row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width
+                                                          in zip(row[1:], widths[1:]))]) for row in rows)
+
+
+def _heading(name: str) -> str:
+    """point_2_oracle -> 2 oracle."""
+    first, *rest = name.split("_")
+    if first != "point":
+        return name
+    count, *oracle = rest if rest and rest[0].isdigit() else ["1", *rest]
+    return f"{count} oracle" if oracle else f"{count} point{'' if count == '1' else 's'}"
+
+
+def _labels(reports) -> list[str]:
+    """Short names of the sets, if they are all different."""
+    short = [os.path.basename(os.path.normpath(report.name)) for report in reports]
+    return short if len(set(short)) == len(short) else [report.name for report in reports]
