@@ -42,10 +42,15 @@ class Dense(nn.Module):
     use_bias: bool = True
 
     @nn.compact
+    def weights(self, inputs: int) -> tuple[Array, Array | None]:
+        """Kernel (inputs, features) and bias; a method of its own, so that an interceptor can change them."""
+        kernel = self.param("kernel", init_kernel, (inputs, self.features))
+        return kernel, self.param("bias", nn.initializers.zeros, (self.features,)) if self.use_bias else None
+
     def __call__(self, x: Array) -> Array:
-        kernel = self.param("kernel", init_kernel, (x.shape[-1], self.features))
+        kernel, bias = self.weights(x.shape[-1])
         x = matmul(x, kernel, self.dtype)
-        return x + self.param("bias", nn.initializers.zeros, (self.features,)) if self.use_bias else x
+        return x if bias is None else x + bias
 
 
 def mlp(x: Array, first: tuple[Array, Array], second: tuple[Array, Array], dtype: str) -> Array:
