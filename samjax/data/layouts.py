@@ -8,7 +8,7 @@ from pathlib import Path
 from samjax.data.coco import Coco, is_coco
 from samjax.data.folder import from_folders, from_meta
 from samjax.data.labels import KINDS
-from samjax.data.sa1b import Sa1bFolder, Sa1bTar
+from samjax.data.sa1b import PICTURES, Sa1bFolder, Sa1bTar
 from samjax.data.sources import SPLITS, Joined, Source, pick_split
 from samjax.errors import InputError
 
@@ -110,8 +110,8 @@ def _coco_files(path: Path) -> list[tuple[Path, str | None]]:
     for place, split in places:
         files = sorted(file for file in place.glob("*.json")
                        if not file.name.startswith(("captions", "person_keypoints")))
-        if len(files) > 16:  # SA-1B has one a picture
-            continue
+        if len(files) > 16 or any(file.with_suffix(kind).exists() for file in files for kind in PICTURES):
+            continue  # SA-1B has one for each picture
         found += [(file, split or _split_in(file.stem)) for file in files if is_coco(file)]
     return found
 

@@ -27,6 +27,7 @@ except ImportError as error:
 TRIES = 8  # other pictures that may stand in for a bad one
 BAD_SHARE = 0.1  # more bad pictures than that end the run
 ENOUGH = 50  # pictures from which a share of bad ones says anything
+ENDLESS = 2**48  # pictures; grain's own endless length overflows in slices
 AHEAD = 2  # batches that each worker, or the thread if there are none, prepares
 
 
@@ -77,7 +78,7 @@ def make_pipeline(sources: Sequence[Source], config: SamConfig, *, batch: int, o
 
 
 class Pipeline:
-    """Iterables of batches; `iter` gives a `Batches`. len: batches of one run, sys.maxsize or so if it repeats."""
+    """Iterables of batches; `iter` gives a `Batches`. len: batches of one run, very many if it repeats."""
 
     def __init__(self, batches: grain.MapDataset, workers: int = 0, report=None):
         self.batches, self.workers, self.report = batches, workers, report
@@ -155,7 +156,7 @@ def _numbers(sources: Sequence[Source], weights, seed: int, shuffle: bool, repea
     for k, (start, stop) in enumerate(spans):
         numbers = grain.MapDataset.range(start, stop)
         numbers = numbers.shuffle(seed=_seed(seed, 2 + k)) if shuffle else numbers
-        parts.append(numbers.repeat() if repeat else numbers)
+        parts.append(numbers.repeat(-(-ENDLESS // (stop - start))) if repeat else numbers)
     return parts[0] if len(parts) == 1 else grain.MapDataset.mix(parts, [float(weight) for weight in weights])
 
 
