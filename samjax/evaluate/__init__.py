@@ -12,7 +12,7 @@ _HOMES = {
     "Crop": "crops", "Upscaled": "crops", "iou": "crops",
     "centre": "points", "next_point": "points", "score_points": "points",
     "noised": "boxes", "score_boxes": "boxes", "size_of": "boxes",
-    "Report": "report", "Row": "report", "embed": "score", "score": "score",
+    "Report": "report", "Row": "report", "embed": "scoring", "score": "scoring",
 }
 __all__ = sorted(_HOMES)
 

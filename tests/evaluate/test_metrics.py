@@ -13,7 +13,7 @@ from samjax.errors import InputError
 from samjax.evaluate.boxes import noised, score_boxes, size_of
 from samjax.evaluate.crops import NOWHERE, Crop, Upscaled, errors, iou
 from samjax.evaluate.points import anywhere, centre, farthest, next_point, score_points
-from samjax.evaluate.score import Protocol
+from samjax.evaluate.scoring import Protocol
 from samjax.geometry import masks_to_image, target_size
 
 MASKS = arrays(bool, array_shapes(min_dims=2, max_dims=2, max_side=9), elements=st.booleans())
