@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from samjax.data.index import open_index
-from samjax.data.records import Mask, Polygons, Record, Rle
+from samjax.data.records import Mask, Polygons, Record, to_rle
 from samjax.data.sources import Source
 from samjax.errors import InputError
 from samjax.image import open_image
@@ -82,10 +82,12 @@ def _build(path: Path) -> dict[str, np.ndarray]:
         for found in content["annotations"]:
             if not found.get("iscrowd") and found["image_id"] in by_image:
                 by_image[found["image_id"]].append(found.get("segmentation"))
-        rows = [(_file_name(image), (image["height"], image["width"], by_image[image["id"]]))
+        rows = [(_file_name(image), (int(image["height"]), int(image["width"]), by_image[image["id"]]))
                 for image in content["images"]]
-    except (KeyError, TypeError, AttributeError) as error:
+    except KeyError as error:
         raise InputError(f"{path} is not as COCO has it: {error} is missing from an image or annotation") from None
+    except (TypeError, ValueError, AttributeError):
+        raise InputError(f"{path} is not as COCO has it: an image or annotation is of the wrong form") from None
     texts = [json.dumps(row, separators=(",", ":")).encode() for _, row in rows if row[2]]
     return {"names": np.array([name.encode() for name, row in rows if row[2]], "S"),
             "empty": np.array([name.encode() for name, row in rows if not row[2]], "S"),
@@ -101,11 +103,12 @@ def _file_name(image: dict) -> str:
 
 
 def _mask(segmentation, size: tuple[int, int]) -> Mask:
-    if isinstance(segmentation, dict) and {"size", "counts"} <= set(segmentation):
-        return Rle(tuple(int(side) for side in segmentation["size"]), segmentation["counts"])
     if isinstance(segmentation, list) and segmentation:
         return Polygons(size, segmentation)
-    raise InputError("an annotation has no segmentation (only a box?)")
+    try:
+        return to_rle(segmentation)
+    except (KeyError, TypeError, ValueError):
+        raise InputError("an annotation has no segmentation (only a box?)") from None
 
 
 def _find_images(source: Coco, images) -> Path:

@@ -43,7 +43,7 @@ def open_index(path: Path, build: Callable[[Path], dict[str, np.ndarray]], besid
     """
     path = Path(os.path.abspath(path))
     state = path.stat()
-    mark = f"{state.st_size:x}-{int(state.st_mtime):x}-v{VERSION}"
+    mark = f"{state.st_size:x}-{state.st_mtime_ns:x}-v{VERSION}"
     place = hashlib.blake2b(os.fsencode(path), digest_size=8).hexdigest()
     homes = [cache_dir() / "index" / f"{path.name}-{place}-{mark}"]
     if beside:

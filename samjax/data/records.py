@@ -66,6 +66,12 @@ def decode_all(masks: Sequence[Mask]) -> list[np.ndarray]:
     return [mask.counts() for mask in masks]
 
 
+def to_rle(segmentation: dict) -> Rle:
+    """From COCO's {"size": [h, w], "counts": ...}. Raises KeyError, TypeError or ValueError for anything else."""
+    h, w = segmentation["size"]
+    return Rle((int(h), int(w)), segmentation["counts"])
+
+
 @dataclass
 class Polygons(Mask):
     """The union of polygons, each [x, y, x, y, ...] in pixels, filled as pycocotools fills them, once."""

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from samjax.data.index import open_index
-from samjax.data.records import Record, Rle
+from samjax.data.records import Record, Rle, to_rle
 from samjax.data.sources import Source
 from samjax.errors import InputError
 from samjax.image import open_bytes, open_image
@@ -121,11 +121,11 @@ def read_headers(path: Path) -> dict[str, np.ndarray]:
 def objects_of(text: bytes, name: str) -> list[Rle]:
     """The masks of one picture's JSON."""
     try:
-        annotations = json.loads(text)["annotations"]
-        return [Rle(tuple(int(side) for side in found["segmentation"]["size"]), found["segmentation"]["counts"])
-                for found in annotations]
-    except (ValueError, UnicodeDecodeError) as error:
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{name} is broken JSON: {error}") from None
-    except (KeyError, TypeError, AttributeError):
+    try:
+        return [to_rle(found["segmentation"]) for found in content["annotations"]]
+    except (KeyError, TypeError, ValueError):
         raise InputError(f"{name} is not as SA-1B has it: no 'annotations' with 'segmentation' in 'size' and 'counts'"
                          ) from None

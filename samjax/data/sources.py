@@ -115,14 +115,16 @@ class Joined(Source):
 class WithFeatures(Source):
     """A source whose records bring their cached embeddings, so that no picture is read."""
 
-    def __init__(self, source: Source, reader):
-        self.source, self.reader, self.name, self.found = source, reader, source.name, source.found
+    def __init__(self, source: Source, reader, rename: Callable[[str], str] | None = None):
+        self.source, self.reader, self.rename = source, reader, rename
+        self.name, self.found = source.name, source.found
 
     def __len__(self) -> int:
         return len(self.source)
 
     def _add(self, record: Record) -> Record:
-        return dataclasses.replace(record, features=_Read(self.reader, record.name))
+        name = self.rename(record.name) if self.rename else record.name
+        return dataclasses.replace(record, features=_Read(self.reader, name))
 
     def record(self, index: int) -> Record:
         return self._add(self.source.record(index))
@@ -141,15 +143,20 @@ class _Read:
 
     def __call__(self):
         try:
-            return self.reader[self.name]
+            features, size = self.reader[self.name][:2]
         except KeyError:
             raise InputError("has no cached embedding: make the embeddings again") from None
+        return features, tuple(int(side) for side in size)
 
 
-def with_features(source: Source, reader) -> Source:
-    """The source with cached embeddings. reader[name] -> (features (h, w, c), size): size is the picture's (h, w) in
-    the model's frame. The reader must be picklable if the pipeline has workers."""
-    return WithFeatures(source, reader)
+def with_features(source: Source, reader, rename: Callable[[str], str] | None = None) -> Source:
+    """The source with cached embeddings.
+
+    reader[name] -> (features (h, w, c), size, ...): size is the picture's (h, w) in the model's frame; KeyError where
+    it has none. `samjax.embeddings.Embeddings` is one. rename: from a record's name to the reader's, if they differ.
+    Both must be picklable if the pipeline has workers.
+    """
+    return WithFeatures(source, reader, rename)
 
 
 def hash_split(names: Sequence[str], split: str, fraction: float = VAL_FRACTION) -> np.ndarray:

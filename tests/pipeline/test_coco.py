@@ -98,6 +98,8 @@ def test_pictures_are_looked_for_nearby(root, tmp_path):
     ('{"images": [{}], "annotations": []}', "'id' is missing"),
     ('{"images": [{"id": 1, "height": 2, "width": 2}], "annotations": []}', "'coco_url' is missing"),
     ('{"images": [], "annotations": []}', "no picture with objects"),
+    ('{"images": [1], "annotations": []}', "wrong form"),
+    ('{"images": [{"id": 1, "file_name": "a", "height": "x", "width": 2}], "annotations": []}', "wrong form"),
     ('{"images": [], "annotations": [{"id": 3}]}', "'image_id' is missing")])
 def test_broken_files(tmp_path, content, message):
     (tmp_path / "a.json").write_text(content)
@@ -108,10 +110,11 @@ def test_broken_files(tmp_path, content, message):
 def test_a_box_without_mask(root):
     path = root / "annotations" / "instances.json"
     content = json.loads(path.read_text())
-    content["annotations"][0]["segmentation"] = []
-    path.write_text(json.dumps(content))
-    with pytest.raises(InputError, match="no segmentation"):
-        open_source(path)[0]
+    for wrong in ([], None, {}, {"counts": "x"}, {"size": [1], "counts": "x"}, {"size": None, "counts": []}, 3):
+        content["annotations"][0]["segmentation"] = wrong
+        path.write_text(json.dumps(content))
+        with pytest.raises(InputError, match="no segmentation"):
+            open_source(path)[0]
 
 
 def test_is_coco(tmp_path):

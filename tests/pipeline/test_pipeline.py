@@ -224,6 +224,18 @@ def test_cached_embeddings(config):
     assert batch["valid"][:, 0].tolist() == [True, True, False, True, True, True, False, False]
 
 
+def test_embeddings_under_other_names(config):
+    class Named(dict):
+        def __getitem__(self, name):
+            return (*Reader()[super().__getitem__(name)], "more", "fields")
+
+    source = with_features(Numbered(2), Named({"folder/0.png": "5.png"}), "folder/{}".format)
+    said = []
+    (batch,), _ = take(make_pipeline([source], config, batch=2, shuffle=False, repeat=False, report=said.append))
+    assert batch["features"][:, 0, 0, 0].tolist() == [5, 0] and batch["valid"][:, 0].tolist() == [True, False]
+    assert said == ["1.png: has no cached embedding: make the embeddings again; passed over"]
+
+
 def test_wrong_settings(config):
     make = lambda sources, **options: make_pipeline(sources, config, batch=2, **options)
     for sources in ([], [Numbered(0)]):
