@@ -2,7 +2,11 @@
 
 import contextlib
 import json
+import os
+import subprocess
+import sys
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -164,6 +168,25 @@ def test_workers_change_nothing(tmp_path, config):
     assert all(type(value) is np.ndarray for batch in batches for value in batch.values())
     again, _ = take(make(1), 2, states[4])
     assert same(again, whole[5:])
+
+
+def test_a_process_ends_quietly(tmp_path):
+    """With an iterator that nobody closed, and a batch still in hand."""
+    instance_folder(tmp_path / "data")
+    script = tmp_path / "script.py"
+    script.write_text(f"""
+from samjax.config import Decoder, SamConfig, ViT
+from samjax.data import make_pipeline, open_source
+
+config = SamConfig("custom", ViT(width=32, depth=1, heads=2), Decoder(mlp=64), channels=32, image_size=(64, 64))
+if __name__ == "__main__":
+    batches = iter(make_pipeline([open_source({str(tmp_path / 'data')!r})], config, batch=2, workers=1))
+    kept = [next(batches) for _ in range(2)]
+    print(len(kept))
+""")
+    ended = subprocess.run([sys.executable, script], capture_output=True, text=True, cwd=Path(__file__).parents[2],
+                           env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])})
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "2\n", "")
 
 
 def test_orbax_keeps_the_position(tmp_path, config):
