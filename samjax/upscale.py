@@ -51,9 +51,10 @@ class Cutting(NamedTuple):
     box: tuple[int, int, int, int]
 
 
-def axes(config: SamConfig, image_hw: tuple[int, int]) -> tuple[Axis, Axis]:
-    """Both axes (rows, columns) of the official postprocess for a picture of this size."""
-    new_hw = target_size(*image_hw, config.image_size)
+def axes(config: SamConfig, image_hw: tuple[int, int], new_hw: tuple[int, int] | None = None) -> tuple[Axis, Axis]:
+    """Both axes (rows, columns) of the official postprocess for a picture of this size; new_hw: its size in the frame,
+    where it was not made to fill that."""
+    new_hw = new_hw or target_size(*image_hw, config.image_size)
     return tuple(_axis(*sizes) for sizes in zip(config.mask_size, config.image_size, new_hw, image_hw, (ROWS, COLUMNS)))
 
 

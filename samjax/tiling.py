@@ -1,0 +1,334 @@
+"""Masks of everything in huge pictures: overlapping windows at one scale, one lattice of points, joined across seams.
+
+A picture is read in windows of `tile` pixels a side (`samjax.windows`), neighbours sharing 2 * halo pixels, and each is
+encoded at the same scale, whatever its size. Points lie on one lattice of the whole picture; each is decoded in one
+window only, at least `halo` away from the sides where the picture goes on. What a window cuts is joined with its other
+parts (`samjax.seams`). So an object of up to 2 * halo pixels a side is seen whole somewhere, a larger one is put
+together, and what is found depends little on `tile`, which may follow from memory and speed.
+
+An object is found if a point of the lattice falls on it: those of 1.5 * spacing across always are.
+
+Memory: one window and its features, 50 MB of logits for 64 points, and run lengths: 16 bytes for each run of each mask.
+"""
+
+import contextlib
+import json
+import math
+import os
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+
+from samjax import rle, runs, upscale
+from samjax.errors import InputError
+from samjax.geometry import resize
+from samjax.model.sam import Prompts, decode_masks
+from samjax.ops.boxes import nms, xywh
+from samjax.predict import Sam, _batch_size, _encode
+from samjax.prompts import FOREGROUND, NOT_A_POINT
+from samjax.regions import bounding_box, clean
+from samjax.seams import Joined, Piece, Seams
+from samjax.settings import Settings
+from samjax.suppress import box_nms, mask_nms
+from samjax.windows import Picture, open_picture
+
+__all__ = ["Plan", "everything", "plan", "records", "save_sa1b"]
+Box = tuple[int, int, int, int]
+PATCH = 16  # encoder pixels: windows start at multiples, so that an object lies alike in all that see it
+EDGE = 8  # encoder pixels: a mask that ends this near to its window's side is taken to be cut by it
+
+
+class Plan(NamedTuple):
+    """How a picture is gone through. Boxes are x0, y0, x1, y1, exclusive; cores part the picture without overlap."""
+
+    windows: list[Box]
+    cores: list[Box]
+    halo: int
+    scale: float
+    spacing: float
+
+    def points(self, index: int) -> np.ndarray:
+        """The points (n, 2), x before y, that are decoded in a window: (i + 0.5) * spacing, those in its core."""
+        x0, y0, x1, y1 = self.cores[index]
+        x, y = (np.arange(math.ceil(low / self.spacing - 0.5), math.ceil(high / self.spacing - 0.5)) for low, high
+                in ((x0, x1), (y0, y1)))
+        return (np.stack(np.meshgrid(x, y), axis=-1).reshape(-1, 2) + 0.5) * self.spacing
+
+
+def plan(sam: Sam, image_hw: tuple[int, int], settings: Settings, tile: int, halo: int | None, scale: float,
+         spacing: float | None) -> Plan:
+    """The windows of a picture; see `everything`. Raises InputError for numbers that do not fit together."""
+    frame = min(sam.config.image_size)
+    halo = tile // 8 if halo is None else halo
+    given = {"tile": tile, "halo": halo, "scale": scale} | ({} if spacing is None else {"spacing": spacing})
+    for name, value in given.items():
+        if isinstance(value, bool) or not isinstance(value, (int, float, np.number)) or not 0 < value < math.inf:
+            raise InputError(f"{name} must be a number above 0, not {value!r}")
+    if round(tile * scale) > frame:
+        raise InputError(f"a tile of {tile} px at scale {scale:g} does not fit the model's frame of {frame} px: give a "
+                         f"tile of at most {int(frame / scale)} px, or a scale of at most {frame / tile:.4g}")
+    if settings.crop_n_layers:
+        raise InputError("crops within tiles are not supported: for smaller objects give a larger scale")
+    if spacing is None:
+        if settings.points_per_side is None:
+            raise InputError("a huge picture has one lattice of points: give its spacing in pixels, no point_grids")
+        spacing = frame / settings.points_per_side / scale
+    if not spacing <= halo:
+        raise InputError(f"a halo of {halo} px is less than the spacing of points, {spacing:g} px: objects that are "
+                         "cut would be missed in the next tile; give a larger halo or more points")
+    step = PATCH / scale
+    step = int(round(step)) if abs(step - round(step)) < 1e-9 and step >= 1 else 1
+    halo = int(halo) // step * step
+    core = (int(tile) - 2 * halo) // step * step
+    if halo < 1 or core < spacing:
+        raise InputError(f"a tile of {tile} px leaves too little between halos of {halo} px: give a larger tile or a "
+                         "smaller halo")
+    across, down = (_axis(n, core, halo, step) for n in reversed(image_hw))
+    boxes = [[(x[i], y[i], x[i + 2], y[i + 2]) for y in down for x in across] for i in (0, 1)]
+    return Plan(*boxes, halo, float(scale), float(spacing))
+
+
+def everything(sam: Sam, image, settings: Settings | None = None, *, tile: int = 1024, halo: int | None = None,
+               scale: float = 1.0, spacing: float | None = None, agreement: float = 0.6,
+               progress: Callable[[int, int], None] | None = None) -> list[dict]:
+    """Masks of everything in a picture of any size.
+
+    Args:
+        image: a path or whatever else `samjax.windows.open_picture` takes; only windows of it are in memory, where its
+            format permits.
+        settings: as for `Sam.everything`, without crops. Default: coco_rle as output_mode (a binary mask of 20,000 x
+            20,000 px is 400 MB; there are as many as objects). points_per_side counts the points on a full frame.
+            max_mask_area_fraction is of the whole picture; regions below min_mask_region_area are cleaned in windows.
+        tile: a window's side in picture pixels, halos included; tile * scale fits the model's frame (1024).
+        halo: picture pixels on each side of a tile that it shares with the next (default tile / 8). Objects larger than
+            twice the halo may have to be put together of parts.
+        scale: encoder pixels a picture pixel. Above 1 finds smaller objects, below 1 costs less.
+        spacing: of the lattice of points in picture pixels, default 1024 / points_per_side / scale; it starts half a
+            spacing from the picture's top left corner.
+        agreement: the least IoU, within the overlap of two tiles, of masks that are taken for the same object.
+        progress: called with (windows done, all windows).
+
+    Returns:
+        Records with the official keys, most confident first. crop_box is the window, or what is around all windows of
+        an object that was joined; such a one has the points of all its parts, and its scores are their means.
+
+    Windows of one single colour are skipped: nothing in them can be told from anything. An object of which a part
+    cannot be found beyond a seam is left out, as what a crop cuts is left out officially.
+
+    Raises InputError.
+    """
+    return list(records(sam, image, settings, tile=tile, halo=halo, scale=scale, spacing=spacing, agreement=agreement,
+                        progress=progress))
+
+
+def records(sam: Sam, image, settings: Settings | None = None, *, tile: int = 1024, halo: int | None = None,
+            scale: float = 1.0, spacing: float | None = None, agreement: float = 0.6,
+            progress: Callable[[int, int], None] | None = None) -> Iterator[dict]:
+    """`everything`, one record at a time: the work is done before the first, but only runs are in memory then."""
+    settings = settings or Settings(output_mode="coco_rle")
+    if not 0 < agreement <= 1:
+        raise InputError(f"agreement must be a number of 0 to 1, not {agreement!r}")
+    picture = open_picture(image, sam.config.in_channels)
+    try:
+        image_hw = picture.shape[:2]
+        layout = plan(sam, image_hw, settings, tile, halo, scale, spacing)
+        seams = Seams(layout.windows, agreement, trim=layout.halo // 2)
+        for done, (index, features) in enumerate(_features(sam, picture, layout), start=1):
+            if features is not None:
+                seams.add(index, _in_window(sam, features, layout, index, image_hw, settings))
+            if progress is not None:
+                progress(done, len(layout.windows))
+    finally:
+        if picture is not image:
+            picture.close()
+    yield from _finished(seams.objects(), layout, image_hw, settings)
+
+
+def save_sa1b(path, found: Iterable[dict], image_hw: tuple[int, int], file_name: str, image_id: int = 0) -> int:
+    """Writes records as SA-1B JSON, one after the other; returns their number. Whole or not at all.
+
+    The file is what `samjax.annotations.sa1b` gives. Raises InputError where it cannot be written.
+    """
+    path = os.fspath(path)
+    temporary = os.path.join(os.path.dirname(path), f".{os.path.basename(path)}.{os.getpid()}.tmp")
+    (h, w), number = image_hw, -1
+    head = {"image_id": image_id, "width": int(w), "height": int(h), "file_name": file_name}
+    try:
+        with open(temporary, "w", encoding="utf-8") as file:
+            file.write(f'{{"image": {json.dumps(head)}, "annotations": [')
+            for number, record in enumerate(found):
+                counts, size = rle.to_counts(record["segmentation"])
+                line = {"id": number, **record, "segmentation": {"size": list(size), "counts": rle.compress(counts)}}
+                file.write((",\n" if number else "\n") + json.dumps(line))
+            file.write("]}\n")
+        os.replace(temporary, path)
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {(error.strerror or str(error)).lower()}") from None
+    finally:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+    return number + 1
+
+
+def _axis(n: int, core: int, halo: int, step: int) -> list[tuple[int, int, int, int]]:
+    """(window start, core start, window stop, core stop) along a side of n pixels."""
+    size, found, start = core + 2 * halo, [], 0
+    while True:
+        last = start + size >= n
+        shifted = max(0, -((size - n) // step) * step) if last else start  # as much context at the end as elsewhere
+        found.append((shifted, start + halo if start else 0, min(n, start + size), n if last else start + halo + core))
+        if last:
+            return found
+        start += core
+
+
+def _features(sam: Sam, picture: Picture, layout: Plan) -> Iterator[tuple[int, Array | None]]:
+    """(index, (1, h, w, 256)) of each window; None if it is all of one colour. The next ones are read meanwhile."""
+    size = _batch_size()
+    waiting: list[tuple[int, np.ndarray]] = []
+
+    def encoded():
+        frames, valid = zip(*(_frame(sam, pixels, layout.scale) for _, pixels in waiting))
+        missing = size - len(frames)  # the last batch is filled up, so that it needs no program of its own
+        out = _encode(sam.config, sam.params, np.stack(frames + frames[-1:] * missing),
+                      np.array(valid + valid[-1:] * missing, np.int32))
+        return [(index, out[i : i + 1]) for i, (index, _) in enumerate(waiting)]
+
+    with ThreadPoolExecutor(1) as pool:
+        coming = pool.submit(picture.read, *layout.windows[0])
+        for index in range(len(layout.windows)):
+            pixels = coming.result()
+            if index + 1 < len(layout.windows):
+                coming = pool.submit(picture.read, *layout.windows[index + 1])
+            if (pixels == pixels[0, 0]).all():
+                yield index, None
+                continue
+            waiting.append((index, pixels))
+            if len(waiting) == size:
+                yield from encoded()
+                waiting = []
+        if waiting:
+            yield from encoded()
+
+
+def _frame(sam: Sam, pixels: np.ndarray, scale: float) -> tuple[np.ndarray, tuple[int, int]]:
+    """A window at scale in the model's frame, uint8 (H, W, c), padded right and below; its (h, w) there."""
+    new_hw = _scaled(pixels.shape[:2], scale)
+    small = resize(pixels, new_hw, sam.config.resize)
+    frame = np.zeros((*sam.config.image_size, small.shape[2]), np.uint8)
+    frame[: new_hw[0], : new_hw[1]] = small
+    return frame, new_hw
+
+
+def _scaled(hw: tuple[int, int], scale: float) -> tuple[int, int]:
+    return tuple(max(1, round(side * scale)) for side in hw)
+
+
+def _in_window(sam: Sam, features: Array, layout: Plan, index: int, image_hw: tuple[int, int],
+               settings: Settings) -> list[Piece]:
+    """The masks of a window after filters and suppression among themselves."""
+    left, top, right, bottom = layout.windows[index]
+    hw = bottom - top, right - left
+    new_hw = _scaled(hw, layout.scale)
+    grid = upscale.axes(sam.config, hw, new_hw)
+    points = layout.points(index)
+    scaled = (points - (left, top)) * (new_hw[1] / hw[1], new_hw[0] / hw[0])
+    found = []
+    for start, logits, iou in _decoded(sam, features, scaled.astype(np.float32), settings.points_per_batch):
+        for n, m in np.argwhere((iou > np.float32(settings.pred_iou_thresh)) | (settings.pred_iou_thresh <= 0)):
+            measure = upscale.measure(logits[n, m], grid, settings.stability_score_offset)
+            stable = measure.stability >= np.float32(settings.stability_score_thresh)
+            if measure.area and (stable or settings.stability_score_thresh <= 0):
+                found.append((measure.box, iou[n, m], measure.stability, points[start + n],
+                              upscale.cut(logits[n, m], grid, measure.box)))
+    boxes = np.array([box for box, *_ in found], np.int64).reshape(-1, 4)
+    keep = nms(boxes, np.array([iou for _, iou, *_ in found], np.float32), settings.box_nms_thresh)
+    margin = math.ceil(EDGE / layout.scale)
+    pieces = []
+    for box, iou, stability, point, cutting in (found[i] for i in keep):
+        mask, corner = upscale.render(cutting, grid), box[:2]
+        if settings.min_mask_region_area > 0:
+            mask, corner, changed = clean(mask, corner, hw, settings.min_mask_region_area)
+            box = bounding_box(mask, corner) if changed else box
+        place = box[0] + left, box[1] + top, box[2] + left, box[3] + top
+        pieces.append(Piece(index, place, runs.of_mask(mask, (corner[0] + left, corner[1] + top), image_hw[0]),
+                            float(iou), float(stability), tuple(point.tolist()),
+                            _cut(place, layout.windows[index], image_hw, margin)))
+    return pieces
+
+
+def _cut(box: Box, window: Box, image_hw: tuple[int, int], margin: int) -> tuple[bool, bool, bool, bool]:
+    """Which sides of the window the (inclusive) box reaches, where the picture goes on."""
+    (x0, y0, x1, y1), (left, top, right, bottom), (h, w) = box, window, image_hw
+    return (left > 0 and x0 < left + margin, top > 0 and y0 < top + margin,
+            right < w and x1 >= right - margin, bottom < h and y1 >= bottom - margin)
+
+
+def _decoded(sam: Sam, features: Array, points: np.ndarray, batch: int) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+    """Yields (index of the first point, logits (n, 3, H, W), iou (n, 3)), at most `batch` points at a time."""
+    waiting = None
+    for start in range(0, len(points), batch):
+        part = points[start : start + batch]
+        padded = np.pad(part, ((0, batch - len(part)), (0, 0)), "edge")
+        coming = start, len(part), *_decode(sam.config, sam.params, features, padded, np.int32(len(part)))
+        if waiting is not None:
+            yield _fetched(*waiting)
+        waiting = coming
+    if waiting is not None:
+        yield _fetched(*waiting)
+
+
+def _fetched(start, n, logits, iou):
+    return start, np.asarray(logits)[:n], np.asarray(iou)[:n]
+
+
+@partial(jax.jit, static_argnums=0)
+def _decode(config, params: dict, features: Array, points: Array, count: Array) -> tuple[Array, Array]:
+    """Three masks for each of the first `count` points (n, 2): the cost follows `count`, the program does not."""
+    n = len(points)
+    size = math.gcd(_batch_size(), n)
+    slots = jnp.stack([points, jnp.zeros_like(points)], axis=1)
+    labels = jnp.broadcast_to(jnp.array([FOREGROUND, NOT_A_POINT], jnp.int32), (1, size, 2))
+
+    def step(i, done):
+        part = lax.dynamic_slice_in_dim(slots, i * size, size)[None]
+        answer = decode_masks(config, params, features, Prompts(part, labels), multimask=True)
+        return tuple(lax.dynamic_update_slice_in_dim(all_, x[0], i * size, axis=0) for all_, x in zip(done, answer))
+
+    empty = jnp.zeros((n, 3, *config.mask_size)), jnp.zeros((n, 3))
+    return lax.fori_loop(0, (count + size - 1) // size, step, empty)
+
+
+def _finished(found: list[Joined], layout: Plan, image_hw: tuple[int, int], settings: Settings) -> Iterator[dict]:
+    most = settings.max_mask_area_fraction * image_hw[0] * image_hw[1]
+    if settings.max_mask_area_fraction < 1:
+        found = [one for one in found if one.runs.area < most]
+    scores = lambda: np.array([one.iou for one in found], np.float32)
+    found = [found[i] for i in box_nms(np.array([one.box for one in found]), scores(), settings.box_nms_thresh)]
+    for i in mask_nms([one.runs for one in found], scores(), settings.box_nms_thresh):
+        yield _record(found[i], layout, image_hw, settings.output_mode)
+
+
+def _record(one: Joined, layout: Plan, image_hw: tuple[int, int], mode: str) -> dict:
+    counts = runs.counts(one.runs, image_hw[1])
+    size = [int(side) for side in image_hw]
+    windows = np.array([layout.windows[i] for i in one.windows])
+    if mode == "binary_mask":
+        segmentation = rle.decode(counts, image_hw)
+    else:
+        segmentation = {"size": size, "counts": rle.compress(counts) if mode == "coco_rle" else counts.tolist()}
+    return {
+        "segmentation": segmentation,
+        "area": one.runs.area,
+        "bbox": xywh(one.box),
+        "predicted_iou": one.iou,
+        "point_coords": [list(point) for point in one.points],
+        "stability_score": one.stability,
+        "crop_box": xywh((*windows[:, :2].min(axis=0), *windows[:, 2:].max(axis=0))),
+    }
