@@ -34,12 +34,12 @@ class Report:
         return [problem for problem in self.problems if not problem.usable]
 
     def lines(self, most: int | None = None) -> list[str]:
-        """For people: a summary, then a line for each problem, at most `most`."""
+        """For people: a summary, then a line for each problem, at most `most`, what is bad first."""
         bad, notes = len(self.bad), len(self.problems) - len(self.bad)
         lines = [f"{self.source}: {self.pictures} pictures with {self.objects} objects can be used; {bad} cannot, "
                  f"{notes} remarks"]
         lines += [f"  {'note' if problem.usable else 'bad '}  {problem.name}: {problem.reason}"
-                  for problem in self.problems[:most]]
+                  for problem in [*self.bad, *(problem for problem in self.problems if problem.usable)][:most]]
         if most is not None and len(self.problems) > most:
             lines.append(f"  and {len(self.problems) - most} more")
         return lines

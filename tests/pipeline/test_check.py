@@ -53,7 +53,7 @@ def test_everything_bad_is_named(root):
     assert open_source(root).select(report.good).names() == ["images/5.png"]
     lines = report.lines(most=3)
     assert len(lines) == 5 and lines[0].endswith("1 pictures with 1 objects can be used; 7 cannot, 2 remarks")
-    assert lines[-1] == "  and 6 more"
+    assert lines[-1] == "  and 6 more" and report.lines()[-1].startswith("  note  images/5.png")
 
 
 def test_broken_json_is_named(tmp_path):
