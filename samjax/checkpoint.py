@@ -6,7 +6,8 @@ import logging
 import os
 import shutil
 import uuid
-from collections.abc import Mapping
+import zlib
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from samjax.config import SamConfig, from_dict, to_dict
@@ -151,3 +152,210 @@ def _quiet():
         yield
     finally:
         logger.setLevel(level)
+
+
+class Checkpoints:
+    """Training states in a folder, one directory a step; a context.
+
+        with Checkpoints(folder, keep=3) as saved:
+            found = saved.restore(state)        # None, or the newest that is whole
+            saved.save(step, state, position, meta, score)
+
+    Kept are the newest `keep` and the one of the best score. Writing goes on while the next steps run; each is renamed
+    into place when it is whole, and only then are old ones removed. report(message) is told of what went wrong with
+    some and could be got over.
+    """
+
+    def __init__(self, folder, keep: int = 3, report: Callable[[str], None] | None = None):
+        self.folder, self.keep = Path(os.path.abspath(folder)), keep
+        self.report = report or (lambda message: None)
+        self._manager = None
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, *_):
+        if self._manager is None:
+            return
+        try:
+            with _quiet():
+                self._manager.close()
+        except Exception as error:
+            if kind is None:  # what is under way already matters more
+                raise self._unwritable(error) from None
+
+    def save(self, step: int, state, position: dict, meta: dict, score: float | None = None) -> None:
+        """Saves a state (a pytree of a device's arrays, or of host arrays that do not change any more), and two dicts
+        that JSON can hold. position: of the data's iterator. score: the higher the better.
+
+        Raises InputError if it, or the one before, could not be written; what was there before stays.
+        """
+        import orbax.checkpoint as ocp
+
+        nested = _nested(state)
+        meta = {"meta": meta, "crc32": _crc32(nested)}
+        parts = ocp.args.Composite(state=ocp.args.PyTreeSave(nested), position=ocp.args.JsonSave(position),
+                                   meta=ocp.args.JsonSave(meta))
+        try:
+            with _quiet():
+                manager = self._open()
+                manager.wait_until_finished()
+                manager.save(step, args=parts, metrics=None if score is None else {"score": float(score)}, force=True)
+        except InputError:
+            raise
+        except Exception as error:  # Orbax and TensorStore raise many types
+            raise self._unwritable(error) from None
+
+    def wait(self) -> None:
+        """Until all is on the disk. Raises as `save` does."""
+        try:
+            with _quiet():
+                self._open().wait_until_finished()
+        except Exception as error:
+            raise self._unwritable(error) from None
+
+    def restore(self, like) -> "tuple[object, dict, dict] | None":
+        """(state, position, meta) of the newest checkpoint that can be read, or None where there is none.
+
+        like: a state of the same structure and shapes. Arrays that lie on several processes come back as `like` lies;
+        all others as NumPy. A checkpoint that is damaged is put aside under another name, and the report says so.
+        Raises InputError for a checkpoint of something else, or if all are damaged.
+        """
+        with _quiet():
+            steps = sorted(self._open().all_steps(), reverse=True)
+        for i, step in enumerate(steps):
+            try:
+                with _quiet():
+                    nested, position, meta = self._read(step, like)
+            except Exception as error:
+                reason = (str(error).splitlines() or [type(error).__name__])[0][:150]
+                if i + 1 == len(steps):
+                    raise InputError(f"{self.folder / str(step)}: is damaged ({reason}), and no older checkpoint is "
+                                     "left: start again") from None
+                self.report(f"the checkpoint of step {step} is damaged ({reason}); going back to step {steps[i + 1]}")
+                self._put_aside(step)
+            else:
+                return _filled(like, nested, self.folder / str(step)), position, meta
+        return None
+
+    def _read(self, step: int, like):
+        import jax
+        import orbax.checkpoint as ocp
+
+        def arguments(leaf):
+            if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+                return ocp.ArrayRestoreArgs(sharding=leaf.sharding, global_shape=leaf.shape)
+            return ocp.RestoreArgs(restore_type=_np().ndarray)
+
+        saved = self._open().item_metadata(step)["state"]
+        if saved is None:
+            raise ValueError("its state is missing")
+        wanted = dict(_leaves(_nested(like)))
+        plain = ocp.RestoreArgs(restore_type=_np().ndarray)
+        tree = saved.tree if hasattr(saved, "tree") else saved
+        args = _mapped(tree, lambda path: arguments(wanted[path]) if path in wanted else plain)
+        found = self._open().restore(step, args=ocp.args.Composite(
+            state=ocp.args.PyTreeRestore(restore_args=args), position=ocp.args.JsonRestore(),
+            meta=ocp.args.JsonRestore()))
+        if found["meta"]["crc32"] not in (None, _crc32(found["state"])):
+            raise ValueError("its numbers are not those that were saved")
+        return found["state"], found["position"], found["meta"]["meta"]
+
+    def _put_aside(self, step: int) -> None:
+        with contextlib.suppress(OSError):
+            (self.folder / str(step)).rename(self.folder / f"damaged-{step}-{uuid.uuid4().hex[:6]}")
+        with _quiet():
+            self._open().reload()
+
+    def _open(self):
+        if self._manager is None:
+            import orbax.checkpoint as ocp
+
+            policies = ocp.checkpoint_managers
+            score = lambda metrics: metrics["score"]
+            kept = policies.AnyPreservationPolicy([
+                policies.LatestN(self.keep),
+                policies.BestN(get_metric_fn=score, n=1, keep_checkpoints_without_metrics=False)])
+            options = ocp.CheckpointManagerOptions(best_fn=score, preservation_policy=kept,
+                                                   cleanup_tmp_directories=True, enable_async_checkpointing=True)
+            names = ("state", "position", "meta")
+            handlers = dict(zip(names, (ocp.PyTreeCheckpointHandler(), ocp.JsonCheckpointHandler(),
+                                        ocp.JsonCheckpointHandler())))
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                self._manager = ocp.CheckpointManager(self.folder, options=options, item_names=names,
+                                                      item_handlers=handlers)
+            except OSError as error:
+                raise self._unwritable(error) from None
+        return self._manager
+
+    def _unwritable(self, error: Exception) -> InputError:
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        return InputError(f"{self.folder}: a checkpoint cannot be written ({reason}); is the disk full? The one before "
+                          "stays: make room, and the same command goes on from there")
+
+
+def _crc32(nested: Mapping) -> int | None:
+    """A checksum of host arrays; None if some are a device's."""
+    sums = [zlib.crc32(_np().ascontiguousarray(leaf)) if isinstance(leaf, (_np().ndarray, _np().generic)) else None
+            for _, leaf in sorted(_leaves(nested))]
+    return None if None in sums else zlib.crc32(repr(sums).encode())
+
+
+def _np():
+    import numpy
+
+    return numpy
+
+
+def _path(path) -> tuple[str, ...]:
+    return tuple(str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in path)
+
+
+def _nested(tree) -> dict:
+    """Any pytree as nested dicts by names that last: fields, keys, places in tuples."""
+    import jax
+
+    nested: dict = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        *parents, name = _path(path)
+        node = nested
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[name] = leaf
+    return nested
+
+
+def _leaves(nested: Mapping, prefix: tuple = ()):
+    for name, value in nested.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, (*prefix, str(name)))
+        else:
+            yield (*prefix, str(name)), value
+
+
+def _mapped(nested: Mapping, function, prefix: tuple = ()):
+    return {name: _mapped(value, function, (*prefix, str(name))) if isinstance(value, Mapping)
+            else function((*prefix, str(name))) for name, value in nested.items()}
+
+
+def _filled(like, nested: Mapping, place: Path):
+    """`like` with the values of `nested`; InputError where names, shapes or types differ."""
+    import jax
+
+    found, used = dict(_leaves(nested)), set()
+
+    def value(path, leaf):
+        name = _path(path)
+        used.add(name)
+        got = found.get(name)
+        if got is None or got.shape != leaf.shape or got.dtype != leaf.dtype:
+            has = "nothing" if got is None else f"{got.dtype} {got.shape}"
+            raise InputError(f"{place}: belongs to another run: of {'/'.join(name)} it has {has} where this one has "
+                             f"{leaf.dtype} {leaf.shape}")
+        return got
+
+    state = jax.tree_util.tree_map_with_path(value, like)
+    if extra := set(found) - used:
+        raise InputError(f"{place}: belongs to another run: it has {'/'.join(sorted(extra)[0])} too")
+    return state

@@ -65,11 +65,15 @@ KNOWN: dict[str, Checkpoint] = {checkpoint.name: checkpoint for checkpoint in (
 def resolve(model: str | os.PathLike, *, progress: bool = True) -> Path:
     """The file or directory that `model` means: a known name (fetched if need be) or an existing path.
 
-    A known name wins over a file of that name; write ./vit_b for the file. Raises InputError.
+    A known name wins over a file of that name; write ./vit_b for the file. The folder of a fine-tuning means the model
+    in it. Raises InputError.
     """
     if isinstance(model, str) and model in KNOWN:
         return fetch(model, progress=progress)
     path = os.path.expanduser(model)
+    if os.path.exists(os.path.join(path, "model", "samjax.json")) and not os.path.exists(
+            os.path.join(path, "samjax.json")):
+        return Path(path, "model")
     if os.path.exists(path):
         return Path(path)
     raise InputError(f"model {os.fspath(model)!r}: no such file or directory, and no known name"

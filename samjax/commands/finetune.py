@@ -1,0 +1,189 @@
+"""`samjax finetune`: a model trained on one's own pictures and masks."""
+
+import contextlib
+import json
+import sys
+from dataclasses import replace
+
+from samjax.commands.common import add_command, emit, start_jax
+from samjax.errors import InputError
+
+MORE = """\
+DATA is a folder with images/ and masks/ (PNG of instance ids, or of classes whose 8-connected parts are the objects), a
+COCO or LVIS .json, SA-1B (folder or .tar), or a folder with a meta.json. Where nothing says what is for validation, a
+fifth of the pictures is, by a hash of their names. Everything is read and checked first; bad items are named and passed
+over; --check does only that.
+
+--train decoder (the default) trains what turns prompts into masks. The encoder's embeddings are then made once and kept
+in DIR/embeddings (2 MB a picture), which is many times faster. --train lora adds low-rank factors to the encoder and
+trains the decoder; they are merged in the result. --train all trains everything.
+
+The best model on the validation data (mean of one-point and box IoU) is DIR/model, from the first evaluation on, and is
+never worse there than the one to start from:
+  samjax segment photo.jpg --model DIR --point 100,200
+  samjax convert DIR tuned.pth
+DIR also holds report.json (untuned and tuned scores), metrics.jsonl, tensorboard/, curves.png (with matplotlib).
+
+Killed at any moment, the same command goes on. SIGTERM saves and ends with status 0, Ctrl-C saves and ends with 130.
+
+A model that is tuned to one kind of picture forgets others. --mix DATA puts other pictures, such as everyday ones, into
+the training (a quarter of it; --mix-share), and scores their val split as well; --keep X pulls the parameters back to
+where they began.
+
+examples:
+  samjax finetune cracks --out tuned
+  samjax finetune cells.json --init vit_b --out tuned --minutes 20
+  samjax finetune cracks fabric --mix coco/annotations/instances_val2017.json --out tuned --steps 600
+  samjax finetune cracks --check
+"""
+
+# name, type, default, help: the fields of samjax.train.options.Options that are numbers
+NUMBERS = {
+    "how long": (
+        ("minutes", float, 0.0, "wall time at most, all in all; the rate falls to 0 by then"),
+        ("steps", int, 0, "steps of training (default: 30 epochs, but 200 to 2000 steps)"),
+        ("epochs", float, 0.0, "the same, in passes over the pictures"),
+        ("patience", int, 6, "end after so many evaluations without a better score; 0: never"),
+        ("evaluate-every", int, 0, "steps between evaluations (default: a twelfth of all)"),
+        ("val-objects", int, 150, "objects that an evaluation during training looks at"),
+    ),
+    "how": (
+        ("lr", float, 0.0, "the learning rate (default: 3e-4, with --train all 1e-4)"),
+        ("batch", int, 0, "pictures a step (default: 4, or 2 where the encoder is trained)"),
+        ("objects", int, 0, "objects of a picture in a step, drawn at random (default: 4)"),
+        ("rounds", int, 0, "predictions for an object: a first prompt, then corrections (default: 3)"),
+        ("lora-rank", int, 8, "of the factors, with --train lora"),
+        ("mask-size", int, 0, "side of the grid that losses are computed on, a multiple of the default 256"),
+        ("average", float, 0.99, "decay of the moving average of the parameters, which is the result; 0: none"),
+        ("keep", float, 0.0, "pull towards the parameters at the start; 1 to 30 is sensible"),
+        ("mix-share", float, 0.25, "share of --mix in the training"),
+        ("seed", int, 0, "of all that is random"),
+        ("workers", int, 0, "processes that read pictures; 0: a thread"),
+    ),
+}
+
+
+def add(subparsers) -> None:
+    parser = add_command(subparsers, "finetune", run, "train a model on your own pictures and masks", MORE)
+    parser.add_argument("data", metavar="DATA", nargs="+", help="folders or COCO files with masks")
+    parser.add_argument("--out", metavar="DIR", help="where everything is written (needed without --check)")
+    parser.add_argument("--init", metavar="M", default="mobile_sam",
+                        help="the model to start from: a known name, a file or a directory (default: %(default)s)")
+    parser.add_argument("--train", choices=("decoder", "lora", "all"), default="decoder",
+                        help="which parts are trained (default: %(default)s)")
+    parser.add_argument("--prompts", choices=("both", "point", "box"), default="both",
+                        help="the first prompt in training (default: %(default)s, even odds)")
+    parser.add_argument("--augment", choices=("none", "flip", "jitter"), default="none",
+                        help="mirror the pictures; and scale them by 0.5 to 2 (default: %(default)s)")
+    parser.add_argument("--val", metavar="DATA", action="append", default=[], help="other data to validate on")
+    parser.add_argument("--mix", metavar="DATA", action="append", default=[],
+                        help="data of other kinds that are not to be forgotten")
+    parser.add_argument("--images", metavar="DIR", default="", help="the folder of a COCO file's pictures")
+    parser.add_argument("--masks", choices=("auto", "instances", "classes"), default="auto",
+                        help="what numbers in mask pictures mean (default: by their bits)")
+    parser.add_argument("--sharding", choices=("one", "pmap", "data", "fsdp"), default="one",
+                        help="how to use several devices (default: one device)")
+    parser.add_argument("--check", action="store_true", help="only read and check the data")
+    parser.add_argument("--restart", action="store_true", help="replace what another fine-tuning left in DIR")
+    parser.add_argument("--json", action="store_true", help="print the report as JSON on stdout")
+    for title, options in NUMBERS.items():
+        group = parser.add_argument_group(title)
+        for name, kind, default, text in options:
+            shown = "" if not default or "default" in text else f" (default: {default})"
+            group.add_argument(f"--{name}", type=kind, default=default, metavar="N" if kind is int else "X",
+                               help=text + shown)
+
+
+def run(args) -> int:
+    from samjax.train.options import Options
+
+    names = {name: getattr(args, name) for name in Options.__dataclass_fields__}
+    options = Options(**names | {"out": args.out or ""}).check()
+    if not args.out and not args.check:
+        raise InputError("--out DIR is needed: where the model is written")
+    if args.out:
+        from samjax.outputs import check_folder
+
+        check_folder(args.out)
+    from samjax.train import material
+
+    sources = material.open_all(options)
+    say = lambda text: None if args.json else emit(text)
+    reports = _checked(sources, say, args.check)
+    if args.check:
+        problems = sum(len(report.bad) for found in reports.values() for report in found)
+        return 1 if problems else 0
+    return _tune(args, options, material.usable(sources, reports), say)
+
+
+def _checked(sources: dict, say, notes: bool) -> dict:
+    """Says what is wrong with the data, and with notes what is remarkable about them."""
+    from samjax.train import material
+
+    reports = {}
+    for part, found in sources.items():
+        with _meter(f"checking {part}") as progress:
+            reports |= material.check_all({part: found}, progress)
+        for report in reports[part]:
+            shown = report if notes else replace(report, problems=report.bad)
+            say(f"{part}: {report.lines(0)[0]}")
+            for line in shown.lines(200 if notes else 20)[1:]:
+                say(line)
+    return reports
+
+
+def _tune(args, options, sources: dict, say) -> int:
+    from samjax.train.material import names_of
+    from samjax.weights import resolve
+
+    path = resolve(args.init)
+    start_jax()
+    from samjax.train import finetune
+    from samjax.train.loop import Diverged
+
+    names = [name for found in sources.values() for name in names_of(found)]
+    report = finetune.claim(options, path, names, args.restart)
+    if report is not None:
+        say(f"{args.out} is done already; --restart begins anew")
+    else:
+        try:
+            report = finetune.finetune(options, path, sources, say, shown=not args.json, progress=_meter)
+        except Diverged as error:
+            return _complain(f"error: {error} (--lr, --restart)", 1)
+        except SystemExit:  # SIGTERM while nothing was trained
+            return _complain(f"stopped by SIGTERM; the same command goes on: --out {args.out}", 0)
+    if "stopped" in report:
+        return _complain(f"stopped by {report['stopped']} after step {report['step']}, saved; the same command goes on "
+                         f"from there: --out {args.out}", 0 if report["stopped"] == "SIGTERM" else 130)
+    emit(json.dumps(report, indent=1) if args.json else f"{finetune.table(report)}\n{_summary(args, report)}")
+    return 0
+
+
+def _summary(args, report: dict) -> str:
+    ends = {"done": "all steps are done", "patience": "the score did not rise any more", "time": "the time is over"}
+    best = report["best_step"]
+    model = f"step {best} was best" if best else "no step was better than the model to start from"
+    return (f"{report['steps']} steps in {report['seconds'] / 60:.1f} minutes ({ends[report['ended_by']]}); {model}\n"
+            f"samjax segment PICTURE --model {args.out}    uses the result")
+
+
+def _complain(text: str, status: int) -> int:
+    with contextlib.suppress(OSError, AttributeError):  # stderr may be closed
+        print("samjax:", " ".join(text.split()), file=sys.stderr, flush=True)
+    return status
+
+
+@contextlib.contextmanager
+def _meter(what: str):
+    """A function of (done, all) that shows a bar on a terminal; elsewhere it does nothing."""
+    if sys.stderr is None or not sys.stderr.isatty():
+        yield None
+        return
+    from tqdm import tqdm
+
+    with tqdm(desc=what, file=sys.stderr, leave=False) as bar:
+        def progress(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        yield progress

@@ -1,0 +1,284 @@
+"""Fine-tuning as a job in a folder: data checked, embeddings kept, the best model by its score on the val split.
+
+    out/job.json        what this run is; another one is refused
+    out/embeddings/     of all pictures, where the encoder is frozen and nothing is augmented
+    out/checkpoints/, metrics.jsonl, tensorboard/, curves.png
+    out/model           the best model so far: `samjax segment --model out`
+    out/report.json     untuned and tuned scores
+
+Whatever is there is not made again, so a run that ended in any way goes on when it is started again.
+"""
+
+import contextlib
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+
+import convert
+from samjax import checkpoint
+from samjax.config import TinyViT
+from samjax.data import Augment, make_pipeline, with_features
+from samjax.data.sources import Source
+from samjax.errors import InputError
+from samjax.evaluate import score
+from samjax.predict import Sam, load
+from samjax.train import lora
+from samjax.train.anneal import Anneal
+from samjax.train.loop import Outcome, Plan, train
+from samjax.train.material import Features, Listening, Thinned, embed, names_of, write_json
+from samjax.train.options import Options, make_recipe
+from samjax.train.recipe import Recipe
+from samjax.train.step import training_config
+
+NAMES = {"point": "one point", "point_oracle": "one point, best of three", "box": "box"}
+OWN = ("job.json", "report.json", "baseline.json", "metrics.jsonl", "curves.png", "embeddings", "checkpoints",
+       "tensorboard", "model")
+DECODER = ("prompt_encoder", "mask_decoder")
+STRETCH = 6.0  # a run bounded by minutes trains at least so many times as long as it evaluates
+AUGMENT = {"flip": Augment(flip=0.5), "jitter": Augment(flip=0.5, scale=(0.5, 2.0))}
+
+
+def finetune(options: Options, path: Path, sources: dict[str, list[Source]], say: Callable[[str], None] = print,
+             shown: bool = False, progress: Callable | None = None) -> dict:
+    """Does what is left of the job in options.out; returns what report.json then holds.
+
+    Args:
+        path: of the model to start from. sources: of `material.open_all`, without what cannot be used.
+        say: gets lines for people. shown: a progress line on a terminal. progress(what): a context whose value is
+            called with (done, all), for what takes long beside training.
+
+    The result has "stopped", the name of a signal, if that ended it; there is no report.json then. Raises InputError
+    and `loop.Diverged`.
+    """
+    return _Job(options, path, sources, say, shown, progress or _quietly).run()
+
+
+def claim(options: Options, path: Path, names: Sequence[str], restart: bool) -> dict | None:
+    """Makes options.out this job's; returns its report if it is done already.
+
+    Raises InputError if another job's files are there, unless `restart`, which removes them (embeddings are kept).
+    """
+    out = Path(options.out)
+    job = {"samjax": 1, "options": options.identity(), "init": _fingerprint(path),
+           "pictures": hashlib.sha256("\n".join(sorted(names)).encode(errors="surrogateescape")).hexdigest()[:16]}
+    job = json.loads(json.dumps(job))
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        try:
+            then = json.loads((out / "job.json").read_text())
+            changes = _changes(then, job)
+        except (ValueError, KeyError, TypeError, AttributeError):
+            changes = ["its job.json cannot be read"]
+        if not changes:
+            if not restart:
+                return _finished(out)
+        elif not restart:
+            raise InputError(f"{out} holds another fine-tuning ({'; '.join(changes)}): choose another --out, or give "
+                             "--restart to replace it")
+        _clear(out)
+    if out.is_dir() and (others := sorted({entry.name for entry in out.iterdir()} - set(OWN))):
+        raise InputError(f"{out} holds other files, such as {others[0]}: choose another --out")
+    write_json(out / "job.json", job)
+    return None
+
+
+class _Job:
+    def __init__(self, options: Options, path: Path, sources, say, shown: bool, progress):
+        self.options, self.out, self.path, self.say = options, Path(options.out), path, say
+        self.shown, self.progress, self.sources = shown, progress, sources
+        self.begun = time.perf_counter()
+
+    def run(self) -> dict:
+        self.stored = convert.read(self.path)
+        self.untuned = load(self.path)
+        recipe = make_recipe(self.options, sum(map(len, self.sources["train"])))
+        if self.options.cached:
+            self.sources = {part: [self._with_features(source) for source in found]
+                            for part, found in self.sources.items()}
+        baseline = self._baseline()
+        plan = self._plan(recipe, baseline)
+        config, params = self._start(recipe)
+        outcome = train(config, recipe, params, self._pipeline(recipe, config, self.sources), self.out, plan,
+                        seed=self.options.seed, evaluate=self._evaluate, improved=self._keep,
+                        names=lambda k: self._names(k, recipe, config), report=self.say, shown=self.shown)
+        with contextlib.suppress(OSError):
+            from samjax.train.curves import draw
+
+            draw(self.out)
+        if outcome.reason.startswith("SIG"):
+            return {"stopped": outcome.reason, "step": outcome.step}
+        return self._report(outcome, baseline, recipe)
+
+    def _with_features(self, source: Source) -> Source:
+        with self.progress(f"embeddings of {source.name}") as progress:
+            return with_features(source, embed(self.untuned, source, self.out / "embeddings", _fingerprint(self.path),
+                                               progress))
+
+    def _start(self, recipe: Recipe):
+        """(config, params) to train: of the decoder alone where embeddings are cached, folded where the encoder is
+        frozen, else as files hold them."""
+        if self.options.cached:
+            return self.untuned.config, {name: self.untuned.params[name] for name in DECODER}
+        if self.options.frozen_encoder:
+            return self.untuned.config, dict(self.untuned.params)
+        return self.stored.config, self.stored.params()
+
+    def _pipeline(self, recipe: Recipe, config, sources):
+        options = self.options
+        groups = [*sources["train"], *sources["mix"]]
+        weights = None
+        if sources["mix"]:
+            pictures = sum(map(len, sources["train"]))
+            weights = [(1 - options.mix_share) * len(source) / pictures for source in sources["train"]]
+            weights += [options.mix_share / len(sources["mix"])] * len(sources["mix"])
+        return make_pipeline(groups, training_config(config, recipe), batch=recipe.batch, objects=recipe.objects,
+                             mask_size=options.mask_size or None, seed=options.seed, weights=weights,
+                             augment=AUGMENT.get(options.augment), workers=options.workers, report=self.say)
+
+    def _names(self, k: int, recipe: Recipe, config) -> list[str]:
+        """The pictures of batch k: the batch is made once more, and what is read is listened to."""
+        heard: list[str] = []
+        sources = {part: [Listening(source, heard) for source in found] for part, found in self.sources.items()}
+        if self.options.cached:
+            sources = {part: [with_features(listening, source.reader) for listening, source in zip(
+                found, self.sources[part])] for part, found in sources.items()}
+        self._pipeline(recipe, config, sources).batches[k]
+        return heard
+
+    def _plan(self, recipe: Recipe, baseline: dict) -> Plan:
+        options = self.options
+        every = options.evaluate_every or max(recipe.steps // 12, 10)
+        minutes = 0.0
+        if options.minutes:  # the tuned model is scored as long as the untuned one was
+            every = options.evaluate_every or 10
+            minutes = max(options.minutes - (baseline["prepared"] + baseline["took"]) / 60, 0.3 * options.minutes)
+        return Plan(save_every=every, evaluate_every=every, keep=2, patience=options.patience, minutes=minutes,
+                    sharding=options.sharding, rarely=STRETCH if options.minutes else 0.0,
+                    anneal=Anneal(recipe.warmup, options.average, options.keep))
+
+    def _tuned(self, params: dict) -> Sam:
+        """The model that results, ready for inference."""
+        if self.options.frozen_encoder:
+            return replace(self.untuned, params=self.untuned.params | {name: params[name] for name in DECODER})
+        config, params = self.stored.config, lora.merge(params)
+        if isinstance(config.encoder, TinyViT):
+            from samjax.model.fold import fold_batch_norm
+
+            config, params = fold_batch_norm(config, params)
+        return Sam(config, jax.device_put(params))
+
+    def _evaluate(self, params: dict, step: int) -> dict:
+        pictures = None if self.options.cached else 24
+        return _scores(self._tuned(params), [Thinned(source, self.options.val_objects, pictures)
+                                             for source in self.sources["val"]])
+
+    def _keep(self, params: dict, step: int, scores: dict) -> None:
+        """Writes the best model so far, in the form that files have."""
+        if self.options.frozen_encoder:
+            tuned = convert.flatten({name: params[name] for name in DECODER})
+        else:
+            tuned = convert.flatten(lora.merge(params))
+        from convert.model import nest
+
+        checkpoint.save_model(self.out / "model", self.stored.config, nest({**self.stored.tensors, **tuned}),
+                              self.stored.extras)
+
+    def _baseline(self) -> dict:
+        """The untuned scores; made once."""
+        path = self.out / "baseline.json"
+        with contextlib.suppress(OSError, ValueError):
+            return json.loads(path.read_text())
+        prepared = time.perf_counter()
+        scores = self._all_scores(self.untuned, "untuned scores")
+        now = time.perf_counter()
+        found = {"scores": scores, "prepared": prepared - self.begun, "took": now - prepared}
+        write_json(path, found)
+        return found
+
+    def _all_scores(self, sam: Sam, what: str) -> dict[str, dict]:
+        """Scores by data set: of the val splits, and of those of what is mixed in."""
+        found = {}
+        for source in [*self.sources["val"], *self.sources["kept"]]:
+            with self.progress(f"{what}, {source.name}") as progress:
+                found[source.name] = _scores(sam, [source], progress) | {"pictures": len(source)}
+        return found
+
+    def _report(self, outcome: Outcome, baseline: dict, recipe: Recipe) -> dict:
+        tuned = self._all_scores(load(self.out / "model"), "tuned scores") if outcome.best_step else baseline["scores"]
+        report = {"options": self.options.identity(), "untuned": baseline["scores"], "tuned": tuned,
+                  "steps": outcome.step, "ended_by": outcome.reason, "best_step": outcome.best_step,
+                  "pictures": sum(map(len, self.sources["train"])), "recipe": recipe_dict(recipe),
+                  "training_seconds": round(outcome.seconds, 1),
+                  "seconds": round(outcome.seconds + baseline["prepared"] + baseline["took"] * 2, 1)}
+        write_json(self.out / "report.json", report)
+        return report
+
+
+def recipe_dict(recipe: Recipe) -> dict:
+    from samjax.train.recipe import to_dict
+
+    return to_dict(recipe)
+
+
+def table(report: dict) -> str:
+    """The untuned scores beside the tuned ones, for people."""
+    lines = [("mean IoU, %", "untuned", "tuned", "")]
+    for name, before in report["untuned"].items():
+        after = report["tuned"][name]
+        lines.append((f"{name} ({before['pictures']} pictures)", "", "", ""))
+        lines += [(f"  {NAMES[key]}", f"{before[key]:.1f}", f"{after[key]:.1f}", f"{after[key] - before[key]:+.1f}")
+                  for key in NAMES if key in before]
+    widths = [max(map(len, column)) for column in zip(*lines)]
+    return "\n".join("  ".join(cell.ljust(width) if i == 0 else cell.rjust(width)
+                               for i, (cell, width) in enumerate(zip(line, widths))).rstrip() for line in lines)
+
+
+def _scores(sam: Sam, sources: Sequence[Source], progress: Callable | None = None) -> dict[str, float]:
+    """Mean IoU in percent, means over the objects of all sources; "score": the mean of point and box."""
+    rows = [row for source in sources for row in score(sam, source, progress=progress).rows]
+    found = {name: 100.0 * sum(row.scores[name] for row in rows) / len(rows) for name in NAMES}
+    return {"score": (found["point"] + found["box"]) / 2} | found
+
+
+def _fingerprint(path: Path) -> str:
+    from samjax.job import fingerprint
+
+    return fingerprint(path)
+
+
+def _finished(out: Path) -> dict | None:
+    with contextlib.suppress(OSError, ValueError):
+        return json.loads((out / "report.json").read_text())
+    return None
+
+
+def _changes(then: dict, now: dict) -> list[str]:
+    changes = [f"{name.replace('_', '-')} was {then['options'].get(name)}, now {value}"
+               for name, value in now["options"].items() if then["options"].get(name) != value]
+    if then["init"] != now["init"]:
+        changes.append("the model to start from has changed")
+    if then["pictures"] != now["pictures"] and not changes:
+        changes.append("the pictures are others")
+    return changes
+
+
+def _clear(out: Path) -> None:
+    for name in set(OWN) - {"embeddings"}:
+        path = out / name
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _quietly(what: str):
+    yield None
+
+
+__all__ = ["Features", "claim", "finetune", "names_of", "table"]

@@ -1,0 +1,171 @@
+"""What a fine-tuning learns from: its sources, checked; embeddings made once; a thinner copy for quick scores."""
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from samjax.data import open_source
+from samjax.data.check import Report, check
+from samjax.data.records import Record
+from samjax.data.sources import LEAST, Source
+from samjax.errors import InputError
+from samjax.train.options import Options
+
+MANY = 20_000  # pictures from which on they are not all read before training starts
+
+
+def open_all(options: Options) -> dict[str, list[Source]]:
+    """{"train": [...], "val": [...], "mix": [...], "kept": [...]}: kept are the val splits of what is mixed in."""
+    settings = {"images": options.images or None, "masks": options.masks}
+    split = lambda path, name: open_source(path, name, **settings)
+    train = [split(path, "train") for path in options.data]
+    val = [_val_or_all(path, settings) for path in options.val] or [split(path, "val") for path in options.data]
+    mix = [open_source(path, "train") for path in options.mix]
+    return {"train": train, "val": val, "mix": mix, "kept": [open_source(path, "val") for path in options.mix]}
+
+
+def _val_or_all(path: str, settings: dict) -> Source:
+    """The val split of a data set that says what it is; else all of it, since it was given for this."""
+    whole = open_source(path, None, **settings)
+    try:
+        val = open_source(path, "val", **settings)
+    except InputError:
+        return whole
+    said = {"val", "valid", "validation", "dev"} & {part.lower() for part in os.listdir(path)} if os.path.isdir(
+        path) else set()
+    return val if said or os.path.isfile(os.path.join(path, "meta.json")) else whole
+
+
+def check_all(sources: dict[str, list[Source]], progress: Callable | None = None) -> dict[str, list[Report]]:
+    """Reads everything once; reports in the places of the sources."""
+    return {part: [check(source, progress) for source in found] for part, found in sources.items()}
+
+
+def usable(sources: dict[str, list[Source]], reports: dict[str, list[Report]]) -> dict[str, list[Source]]:
+    """The sources without what cannot be used. Raises InputError where nothing is left."""
+    kept = {part: [source.select(report.good, source.name) for source, report in zip(found, reports[part])]
+            for part, found in sources.items()}
+    for part in ("train", "val"):
+        for source, report in zip(kept[part], reports[part]):
+            if not len(source):
+                reason = f"; the first: {report.bad[0].name}: {report.bad[0].reason}" if report.bad else ""
+                raise InputError(f"{source.name}: none of its pictures in the split {part!r} can be used{reason}")
+    return kept
+
+
+def names_of(sources: Sequence[Source]) -> list[str]:
+    return [f"{source.name}: {name}" for source in sources for name in source.names()]
+
+
+class Thinned(Source):
+    """At most `objects` objects of all pictures together, every picture with about as many; `pictures` limits those."""
+
+    def __init__(self, source: Source, objects: int, pictures: int | None = None):
+        count = min(len(source), objects, pictures or len(source))
+        self.source, self.name = source, source.name
+        self.indices = [i * len(source) // count for i in range(count)]
+        self.most = max(objects // count, 1)
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def item_name(self, index: int) -> str:
+        return self.source.item_name(self.indices[index])
+
+    def record(self, index: int) -> Record:
+        record = self.source.record(self.indices[index])
+        objects = [mask for mask in record.objects if mask.area() >= LEAST]
+        if len(objects) > self.most:
+            random = np.random.default_rng(len(objects))
+            objects = [objects[i] for i in sorted(random.choice(len(objects), self.most, replace=False))]
+        return replace(record, objects=objects)
+
+
+class Listening(Source):
+    """A source that remembers the names of the records that are asked for."""
+
+    def __init__(self, source: Source, heard: list[str]):
+        self.source, self.heard, self.name = source, heard, source.name
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def item_name(self, index: int) -> str:
+        return self.source.item_name(index)
+
+    def record(self, index: int) -> Record:
+        return self.source.record(index)
+
+    def __getitem__(self, index: int) -> Record:
+        self.heard.append(self.item_name(index))
+        return self.source[index]
+
+
+class Features:
+    """Embeddings on disk, one file a picture, float16; `features[name] -> (features, size)`, as `with_features` asks.
+
+    What is there already is not made again, so it can be broken off at any moment.
+    """
+
+    def __init__(self, folder, prefix: str):
+        self.folder, self.prefix = os.fspath(folder), prefix
+
+    def path(self, name: str) -> str:
+        import hashlib
+
+        return os.path.join(self.folder, hashlib.blake2b(f"{self.prefix}\n{name}".encode(), digest_size=12).hexdigest()
+                            + ".npz")
+
+    def __getitem__(self, name: str) -> tuple[np.ndarray, tuple[int, int]]:
+        try:
+            with np.load(self.path(name)) as found:
+                return found["features"].astype(np.float32), tuple(found["size"].tolist())
+        except FileNotFoundError:
+            raise KeyError(name) from None
+        except (OSError, ValueError, KeyError) as error:
+            raise InputError(f"{self.path(name)} is damaged ({error}): remove it") from None
+
+    def write(self, name: str, features: np.ndarray, size: tuple[int, int]) -> None:
+        path = Path(self.path(name))
+        temporary = path.with_name(f".{path.stem}.{os.getpid()}.npz")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            np.savez(temporary, features=features.astype(np.float16), size=np.array(size, np.int32))
+            os.replace(temporary, path)
+        except OSError as error:
+            temporary.unlink(missing_ok=True)
+            raise InputError(f"cannot write embeddings to {self.folder}: {(error.strerror or str(error)).lower()}; "
+                             "make room, and the same command goes on from there") from None
+
+
+def embed(sam, source: Source, folder, mark: str, progress: Callable[[int, int], None] | None = None) -> Features:
+    """Makes the embeddings of a source that are missing in a folder. mark: what they depend on beside the picture."""
+    from samjax.geometry import target_size
+
+    features = Features(folder, f"{mark}\n{source.name}")
+    for index in range(len(source)):
+        name = source.item_name(index)
+        if not os.path.exists(features.path(name)):
+            made = sam.encode(source.record(index).image)
+            size = target_size(*made.image_sizes[0].tolist(), sam.config.image_size)
+            features.write(name, np.asarray(made.features[0]), size)
+        if progress is not None:
+            progress(index + 1, len(source))
+    return features
+
+
+def write_json(path, value) -> None:
+    """A file of JSON, renamed into place. Raises InputError: a full disk, no permission."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(json.dumps(value, indent=1) + "\n")
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise InputError(f"cannot write {path}: {(error.strerror or str(error)).lower()}") from None

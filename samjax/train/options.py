@@ -1,0 +1,106 @@
+"""What a fine-tuning is asked to do, and the recipe that follows. No JAX here: a wrong option is answered at once."""
+
+import dataclasses
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from samjax.errors import InputError
+from samjax.train.recipe import FINETUNE, Recipe
+
+PARTS = ("decoder", "lora", "all")
+RATES = {"decoder": 3e-4, "lora": 3e-4, "all": 1e-4}
+BOXES = {"both": 0.5, "point": 0.0, "box": 1.0}
+AUGMENTS = ("none", "flip", "jitter")
+FEWEST, MOST = 200, 2000  # steps, where nothing says how many
+ENDLESS = 100_000  # steps that a run bounded by minutes may have
+
+
+@dataclass(frozen=True)
+class Options:
+    """See `samjax finetune --help`, whose options these are; 0 or "" where the data or the recipe decide."""
+
+    data: Sequence[str]
+    init: str
+    out: str
+    val: Sequence[str] = ()
+    mix: Sequence[str] = ()
+    mix_share: float = 0.25
+    images: str = ""
+    masks: str = "auto"
+    train: str = "decoder"
+    lora_rank: int = 8
+    prompts: str = "both"
+    augment: str = "none"
+    steps: int = 0
+    epochs: float = 0.0
+    minutes: float = 0.0
+    lr: float = 0.0
+    batch: int = 0
+    objects: int = 0
+    rounds: int = 0
+    mask_size: int = 0
+    keep: float = 0.0
+    average: float = 0.99
+    patience: int = 6
+    evaluate_every: int = 0
+    val_objects: int = 150
+    sharding: str = "one"
+    workers: int = 0
+    seed: int = 0
+
+    def check(self) -> "Options":
+        """Raises InputError for what makes no sense; returns itself."""
+        for name, choices in (("train", PARTS), ("prompts", tuple(BOXES)), ("augment", AUGMENTS)):
+            if getattr(self, name) not in choices:
+                raise InputError(f"--{name} {getattr(self, name)}: it must be one of {', '.join(choices)}")
+        for name in ("steps", "epochs", "minutes", "lr", "batch", "objects", "rounds", "mask_size", "keep",
+                     "patience", "evaluate_every", "workers", "seed"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise InputError(f"--{name.replace('_', '-')} {getattr(self, name)}: it must not be below 0")
+        if self.lora_rank < 1 or self.val_objects < 1:
+            raise InputError("--lora-rank and --val-objects must be 1 or more")
+        if not 0 <= self.average < 1:
+            raise InputError(f"--average {self.average}: it must be at least 0 and below 1")
+        if not 0 < self.mix_share < 1:
+            raise InputError(f"--mix-share {self.mix_share}: it must be above 0 and below 1")
+        if self.steps and self.epochs:
+            raise InputError("give --steps or --epochs, not both")
+        return self
+
+    @property
+    def frozen_encoder(self) -> bool:
+        return self.train == "decoder"
+
+    @property
+    def cached(self) -> bool:
+        """Whether training runs on embeddings that are made once."""
+        return self.frozen_encoder and self.augment == "none"
+
+    def identity(self) -> dict:
+        """All that must not change when a run is taken up again; JSON-able. What only conducts it is left out."""
+        values = dataclasses.asdict(self)
+        for name in ("out", "workers", "minutes", "sharding"):
+            del values[name]
+        paths = {name: [os.path.abspath(path) for path in values[name]] for name in ("data", "val", "mix")}
+        if os.path.exists(self.init):
+            values["init"] = os.path.abspath(self.init)
+        return values | paths | {"bounded": self.minutes > 0}
+
+
+def make_recipe(options: Options, pictures: int) -> Recipe:
+    """The recipe of a fine-tuning on so many pictures."""
+    given = {name: getattr(options, name) for name in ("batch", "objects") if getattr(options, name)}
+    if options.rounds:
+        given |= {"points": options.rounds}
+    if options.train != "decoder":
+        given = {"batch": 2} | given
+    recipe = replace(FINETUNE, **given, train={"decoder": "decoder", "lora": "lora+decoder", "all": "everything"}[
+        options.train], lora_rank=options.lora_rank, lr=options.lr or RATES[options.train],
+        boxes=BOXES[options.prompts])
+    epoch = -(-pictures // recipe.batch)
+    if options.steps or options.epochs:
+        steps = options.steps or max(1, round(options.epochs * pictures / recipe.batch))
+    else:
+        steps = ENDLESS if options.minutes else min(max(30 * epoch, FEWEST), MOST)
+    return replace(recipe, steps=steps, warmup=min(recipe.warmup, max(steps // 5, 1)))
