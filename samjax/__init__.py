@@ -10,6 +10,7 @@ _HOMES = {
     "Embedding": "samjax.predict", "Sam": "samjax.predict", "Segmentation": "samjax.predict", "load": "samjax.predict",
     "Masks": "samjax.model.sam", "Prompts": "samjax.model.sam", "decode_masks": "samjax.model.sam",
     "encode_image": "samjax.model.sam", "init": "samjax.model.sam",
+    "embed": "samjax.bulk", "Embeddings": "samjax.embeddings",
     "SamConfig": "samjax.config", "InputError": "samjax.errors",
     "mask_to_logits": "samjax.geometry", "read_image": "samjax.image",
     "normalise": "samjax.predict", "prepare": "samjax.geometry",

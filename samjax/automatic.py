@@ -2,32 +2,52 @@
 
 The official SamAutomaticMaskGenerator's results with less work: what the predicted IoU rules out is never upscaled,
 what is upscaled is so only along its contour (`samjax.upscale`), and only masks that survive suppression are drawn.
-Memory: the logits of two calls of points_per_batch points, a quarter of a megabyte at most for each mask that passes
-the filters, and the run-length codes of the answer. (Binary masks, the default output_mode, are h x w bytes each.)
+Many pictures are worked on at once, as many as the devices take (`samjax.lockstep`); the answer does not depend on it.
+Memory, for each device: the logits of two calls of points_per_batch points (on an accelerator three); for each picture:
+a quarter of a megabyte at most for each mask that passes the filters, and the run-length codes of the answer. (Binary
+masks, the default output_mode, are h x w bytes each.)
 """
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jax import Array
 
 from samjax import rle, upscale
-from samjax.geometry import scale_points
+from samjax.config import SamConfig
+from samjax.geometry import prepare, scale_points, target_size
 from samjax.image import read_image
-from samjax.model.sam import Masks, Prompts, decode_masks
-from samjax.ops import masks as device_masks
+from samjax.lockstep import Item, Lockstep, Round, on_host
 from samjax.ops.boxes import crop_boxes, near_inner_edge, nms, xywh
-from samjax.predict import Sam, _batch_size
-from samjax.prompts import FOREGROUND, NOT_A_POINT
+from samjax.predict import Sam
 from samjax.regions import bounding_box, clean
 from samjax.settings import DENSE, FAST, PAPER, PRESETS, Settings, make_settings
 
-__all__ = ["DENSE", "FAST", "PAPER", "PRESETS", "Settings", "everything", "make_settings"]
+__all__ = ["DENSE", "FAST", "PAPER", "PRESETS", "Picture", "Settings", "each", "everything", "make_settings", "read"]
 Box = tuple[int, int, int, int]
+THREADS = 8  # resize crops, and finish pictures while the devices work on the next ones
+
+
+class Picture(NamedTuple):
+    """A picture's pixels, uint8 (h, w, c), and the same in the encoder's frame if that has been made already."""
+
+    pixels: np.ndarray
+    frame: np.ndarray | None = None
+
+    @property
+    def hw(self) -> tuple[int, int]:
+        return self.pixels.shape[:2]
+
+
+class Crop(NamedTuple):
+    """A part of one of the pictures that are worked on together."""
+
+    picture: int
+    box: Box
+    layer: int
 
 
 class Candidate(NamedTuple):
@@ -51,17 +71,153 @@ class Drawn(NamedTuple):
 
 def everything(sam: Sam, image, settings: Settings | None = None) -> list[dict]:
     """Masks of everything in a picture: see `Sam.everything`."""
-    settings = settings or Settings()
-    pixels = read_image(image, sam.config.in_channels)
-    image_hw = pixels.shape[:2]
-    crops = crop_boxes(image_hw, settings.crop_n_layers, settings.crop_overlap_ratio)
-    found = []
-    for (crop, layer), features in zip(crops, _features(sam, pixels, [box for box, _ in crops])):
-        found += in_crop(sam, features, crop, settings.grid(layer), image_hw, settings)
-    if len(crops) > 1:  # the finer crop wins
+    found = next(each(sam, [Picture(read_image(image, sam.config.in_channels))], settings))
+    if isinstance(found, Exception):
+        raise found
+    return found
+
+
+def read(config: SamConfig, path) -> Picture:
+    """A picture, read and resized: what can be done ahead, in other threads. Raises InputError."""
+    pixels = read_image(path, config.in_channels)
+    return Picture(pixels, prepare(pixels, config)[0])
+
+
+def each(sam: Sam, pictures: Iterable[Picture], settings: Settings | None = None,
+         devices: Sequence | None = None) -> Iterator[list[dict] | Exception]:
+    """The records of each picture, in order, worked on by all devices of this process (or those given).
+
+    Yields an exception in place of the records of a picture that failed; the others go on without it. Pictures are
+    taken as they are needed: as many as are worked on at once, and those before them until they are finished.
+    """
+    settings, pictures = settings or Settings(), iter(pictures)
+    lockstep = Lockstep(sam, devices)
+    size = lockstep.devices if settings.crop_n_layers else lockstep.capacity
+    with ThreadPoolExecutor(THREADS) as threads:
+        finishing = []
+        while group := list(itertools.islice(pictures, size)):
+            found = _tried(lockstep, group, settings, threads)
+            finish = partial(threads.submit, _finish, sam.config, settings)
+            begun = [one if isinstance(one, Exception) else finish(one, picture.hw)
+                     for one, picture in zip(found, group)]
+            yield from map(_result, finishing)
+            finishing = begun
+        yield from map(_result, finishing)
+
+
+def _result(finishing: Future | Exception) -> list[dict] | Exception:
+    if isinstance(finishing, Exception):
+        return finishing
+    return finishing.exception() or finishing.result()
+
+
+def _tried(lockstep: Lockstep, group: list[Picture], settings: Settings, threads) -> list:
+    """The candidates of each picture; where they fail together, each is tried alone and only its own failure counts."""
+    try:
+        return _candidates(lockstep, group, settings, threads)
+    except Exception as error:
+        if len(group) == 1:
+            return [error]
+        return [_tried(lockstep, [picture], settings, threads)[0] for picture in group]
+
+
+def _candidates(lockstep: Lockstep, group: list[Picture], settings: Settings, threads) -> list[list[Candidate]]:
+    """For each picture what is left of all its crops, each with suppression among its own masks."""
+    crops = [Crop(i, *crop) for i, picture in enumerate(group)
+             for crop in crop_boxes(picture.hw, settings.crop_n_layers, settings.crop_overlap_ratio)]
+    found = [[] for _ in group]
+    for layer in range(settings.crop_n_layers + 1):
+        here = [crop for crop in crops if crop.layer == layer]
+        grid = settings.grid(layer)
+        chunks = [{} for _ in here]
+        items = [partial(_item, lockstep.config, group[crop.picture], crop.box, grid) for crop in here]
+        for each_round in lockstep.run(items, settings.points_per_batch, threads):
+            for unit, kept in zip(each_round.units, _kept(lockstep, each_round, here, grid, group, settings)):
+                if unit is not None:
+                    chunks[unit.item][unit.start] = kept
+        for crop, parts in zip(here, chunks):
+            kept = [candidate for start in sorted(parts) for candidate in parts[start]]
+            best = nms(_boxes(kept), np.array([c.iou for c in kept], np.float32), settings.box_nms_thresh)
+            found[crop.picture] += [kept[i] for i in best]
+    return found
+
+
+def _item(config: SamConfig, picture: Picture, box: Box, grid: np.ndarray) -> Item:
+    x0, y0, x1, y1 = box
+    hw = y1 - y0, x1 - x0
+    frame = picture.frame if hw == picture.hw and picture.frame is not None else None
+    if frame is None:
+        frame, _ = prepare(picture.pixels[y0:y1, x0:x1], config)
+    points = scale_points(grid * (hw[1], hw[0]), hw, config).astype(np.float32)
+    return Item(frame, target_size(*hw, config.image_size), points)
+
+
+def _kept(lockstep: Lockstep, each_round: Round, crops: list[Crop], grid: np.ndarray, group: list[Picture],
+          settings: Settings) -> Iterator[list[Candidate]]:
+    """What passes the filters, for each device's unit."""
+    iou = lockstep.iou(each_round.masks)
+    boxes = [crops[unit.item if unit else 0].box for unit in each_round.units]
+    sizes = [(y1 - y0, x1 - x0) for x0, y0, x1, y1 in boxes]
+    chosen = [_confident(iou[i], len(grid) - unit.start if unit else 0, settings)
+              for i, unit in enumerate(each_round.units)]
+    measured = (_on_host if on_host() else _on_device)(lockstep, each_round.masks, chosen, sizes, settings)
+    for i, (unit, masks) in enumerate(zip(each_round.units, measured)):
+        found = []
+        for (n, m), measure, cutting in masks:
+            crop = crops[unit.item]
+            image_hw, corner = group[crop.picture].hw, crop.box[:2]
+            box = _shifted(measure.box, corner)
+            if _stable(measure, settings) and not _too_large(measure.area, image_hw, settings) and not (
+                    near_inner_edge(box, crop.box, image_hw)[0]):
+                point = grid[unit.start + n] * (sizes[i][1], sizes[i][0]) + corner
+                found.append(Candidate(box, iou[i, n, m], measure.stability, point, crop.box, cutting()))
+        yield found
+
+
+def _confident(iou: np.ndarray, points: int, settings: Settings) -> np.ndarray:
+    """(k, 2): which of the masks (n, 3) of the first points are worth upscaling."""
+    iou = iou[: max(points, 0)]
+    return np.argwhere((iou > np.float32(settings.pred_iou_thresh)) | (settings.pred_iou_thresh <= 0))
+
+
+def _stable(measure: upscale.Measure, settings: Settings) -> bool:
+    least = settings.stability_score_thresh
+    return least <= 0 or bool(measure.stability >= np.float32(least))
+
+
+def _too_large(area: int, image_hw: tuple[int, int], settings: Settings) -> bool:
+    share = settings.max_mask_area_fraction
+    return share < 1 and area >= share * image_hw[0] * image_hw[1]
+
+
+def _on_host(lockstep: Lockstep, masks, chosen, sizes, settings: Settings) -> Iterator[Iterator[tuple]]:
+    """For each device: (n, m), Measure, a function that gives the Cutting, of each chosen mask."""
+    def one(logits, chosen, size):
+        grid = upscale.axes(lockstep.config, size)
+        for n, m in chosen:
+            measure = upscale.measure(logits[n, m], grid, settings.stability_score_offset)
+            yield (n, m), measure, partial(upscale.cut, logits[n, m], grid, measure.box)
+
+    yield from map(one, lockstep.logits(masks), chosen, sizes)
+
+
+def _on_device(lockstep: Lockstep, masks, chosen, sizes, settings: Settings) -> Iterator[list[tuple]]:
+    """The same where only the logits of stable masks leave the devices, all at once."""
+    measures = [[upscale.Measure(*counts, tuple(box)) for counts, box in zip(*(x.tolist() for x in arrays))]
+                for arrays in lockstep.measure(masks, chosen, sizes, settings.stability_score_offset)]
+    stable = [[i for i, measure in enumerate(part) if _stable(measure, settings)] for part in measures]
+    logits = lockstep.take(masks, [where[keep] for where, keep in zip(chosen, stable)])
+    for where, part, keep, values, size in zip(chosen, measures, stable, logits, sizes):
+        grid = upscale.axes(lockstep.config, size)
+        yield [(where[i], part[i], partial(upscale.cut, mask, grid, part[i].box)) for i, mask in zip(keep, values)]
+
+
+def _finish(config: SamConfig, settings: Settings, found: list[Candidate], image_hw: tuple[int, int]) -> list[dict]:
+    """Suppression among the crops of a picture, then drawing what is left."""
+    if settings.crop_n_layers:  # the finer crop wins
         areas = np.array([(c.crop[2] - c.crop[0]) * (c.crop[3] - c.crop[1]) for c in found], np.float32)
         found = [found[i] for i in nms(_boxes(found), 1 / areas, settings.crop_nms_thresh)]
-    drawn = [_draw(sam, candidate, image_hw, settings.min_mask_region_area) for candidate in found]
+    drawn = [_draw(config, candidate, image_hw, settings.min_mask_region_area) for candidate in found]
     if settings.min_mask_region_area > 0:  # masks that were left as they were win
         untouched = np.array([not mask.changed for mask in drawn], np.float32)
         keep = nms(_boxes(drawn), untouched, max(settings.box_nms_thresh, settings.crop_nms_thresh))
@@ -69,115 +225,10 @@ def everything(sam: Sam, image, settings: Settings | None = None) -> list[dict]:
     return [_record(candidate, mask, image_hw, settings.output_mode) for candidate, mask in zip(found, drawn)]
 
 
-def in_crop(sam: Sam, features: Array, crop: Box, grid: np.ndarray, image_hw: tuple[int, int],
-            settings: Settings) -> list[Candidate]:
-    """The masks of one crop, after the filters and suppression among themselves, most confident first.
-
-    features: (1, h, w, 256) of the crop; grid: (n, 2) points, shares of its width and height.
-    """
-    left, top, right, bottom = crop
-    crop_hw = bottom - top, right - left
-    points = grid * (crop_hw[1], crop_hw[0])
-    most = settings.max_mask_area_fraction * image_hw[0] * image_hw[1]
-    found = []
-    for start, masks in _decoded(sam, features, points, crop_hw, settings.points_per_batch):
-        iou = np.asarray(masks.iou)[0, : len(points) - start]
-        chosen = np.argwhere((iou > np.float32(settings.pred_iou_thresh)) | (settings.pred_iou_thresh <= 0))
-        for (n, m), measure, cutting in _measured(sam, masks.logits, chosen, crop_hw, settings):
-            box = _shifted(measure.box, (left, top))
-            unstable = settings.stability_score_thresh > 0 and not (
-                measure.stability >= np.float32(settings.stability_score_thresh))
-            too_large = settings.max_mask_area_fraction < 1 and measure.area >= most
-            if unstable or too_large or near_inner_edge(box, crop, image_hw)[0]:
-                continue
-            found.append(Candidate(box, iou[n, m], measure.stability, points[start + n] + (left, top), crop, cutting()))
-    return [found[i] for i in nms(_boxes(found), np.array([c.iou for c in found], np.float32), settings.box_nms_thresh)]
-
-
-def _features(sam: Sam, pixels: np.ndarray, crops: list[Box]) -> Iterator[Array]:
-    """(1, h, w, 256) of each crop; on an accelerator several go through the encoder at once."""
-    size = _batch_size()
-    for start in range(0, len(crops), size):
-        part = [pixels[y0:y1, x0:x1] for x0, y0, x1, y1 in crops[start : start + size]]
-        embedding = sam.encode(part)
-        for i in range(len(part)):
-            yield embedding[i].features
-
-
-def _decoded(sam: Sam, features: Array, points: np.ndarray, crop_hw: tuple[int, int],
-             batch: int) -> Iterator[tuple[int, Masks]]:
-    """Yields (index of the first point, masks (1, n, 3, H, W)), a batch of points each; the next is under way then.
-
-    All batches are of one size, so one program serves them; the last one is filled up with its last point.
-    """
-    scaled = scale_points(points, crop_hw, sam.config).astype(np.float32)
-    batches = -(-len(points) // batch)
-    size = -(-len(points) // batches)
-    waiting = None
-    for start in range(0, len(points), size):
-        part = scaled[start : start + size]
-        masks = _decode(sam.config, sam.params, features, np.pad(part, ((0, size - len(part)), (0, 0)), "edge"))
-        if waiting is not None:
-            yield waiting
-        waiting = start, masks
-    yield waiting
-
-
-@partial(jax.jit, static_argnums=0)
-def _decode(config, params: dict, features: Array, points: Array) -> Masks:
-    """Three masks for each point (n, 2): a foreground point and the "not a point" token, as official SAM has it."""
-    n = len(points)
-    slots = jnp.stack([points, jnp.zeros_like(points)], axis=1)[None]
-    labels = jnp.broadcast_to(jnp.array([FOREGROUND, NOT_A_POINT], jnp.int32), (1, n, 2))
-    return decode_masks(config, params, features, Prompts(slots, labels), multimask=True)
-
-
-def _measured(sam: Sam, logits: Array, chosen: np.ndarray, crop_hw: tuple[int, int],
-              settings: Settings) -> Iterator[tuple]:
-    """Yields (indices (n, m), Measure, a function that gives the Cutting) of the chosen masks (k, 2)."""
-    grid, offset = upscale.axes(sam.config, crop_hw), settings.stability_score_offset
-    if _on_host():
-        logits = np.asarray(logits)[0]  # no copy
-        for n, m in chosen:
-            measure = upscale.measure(logits[n, m], grid, offset)
-            yield (n, m), measure, lambda: upscale.cut(logits[n, m], grid, measure.box)  # noqa: B023 (called at once)
-        return
-    for i, measure in enumerate(_measured_on_device(sam, logits[0], chosen, crop_hw, offset)):
-        n, m = chosen[i]
-        yield (n, m), measure, lambda: upscale.cut(np.asarray(logits[0, n, m]), grid, measure.box)  # noqa: B023
-
-
-def _on_host() -> bool:
-    """Where logits are measured: NumPy is quicker than XLA on a CPU."""
-    return jax.default_backend() == "cpu"
-
-
-def _measured_on_device(sam: Sam, logits: Array, chosen: np.ndarray, crop_hw: tuple[int, int],
-                        offset: float) -> list[upscale.Measure]:
-    """The same on the device, 32 masks a call, so that one program serves any number of them."""
-    rows, columns = _matrices(sam.config, crop_hw)
-    found = []
-    for start in range(0, len(chosen), 32):
-        part = chosen[start : start + 32]
-        n, m = np.pad(part, ((0, 32 - len(part)), (0, 0)), "edge").T
-        counts, boxes = (np.asarray(x)[: len(part)] for x in _measure(logits, n, m, rows, columns, np.float32(offset)))
-        found += [upscale.Measure(*count, tuple(box)) for count, box in zip(counts.tolist(), boxes.tolist())]
-    return found
-
-
-@jax.jit
-def _measure(logits, n, m, rows, columns, offset):
-    return device_masks.measure(logits[n, m], rows, columns, offset)
-
-
-def _matrices(config, crop_hw):
-    return tuple(jnp.asarray(matrix) for matrix in device_masks.matrices(config, crop_hw))
-
-
-def _draw(sam: Sam, candidate: Candidate, image_hw: tuple[int, int], least: int) -> Drawn:
+def _draw(config: SamConfig, candidate: Candidate, image_hw: tuple[int, int], least: int) -> Drawn:
     """The candidate's pixels, without small regions if `least` is above 0."""
     left, top, right, bottom = candidate.crop
-    mask = upscale.render(candidate.cutting, upscale.axes(sam.config, (bottom - top, right - left)))
+    mask = upscale.render(candidate.cutting, upscale.axes(config, (bottom - top, right - left)))
     corner, box, changed = candidate.box[:2], candidate.box, False
     if least > 0:
         mask, corner, changed = clean(mask, corner, image_hw, least)

@@ -2,6 +2,7 @@
 
 import glob
 import os
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count, takewhile
@@ -15,7 +16,7 @@ SUFFIXES = frozenset((
     ".jpe", ".jpeg", ".jpf", ".jpg", ".jpx", ".jxl", ".mpo", ".pbm", ".pcx", ".pgm", ".png", ".pnm", ".ppm", ".psd",
     ".qoi", ".sgi", ".tga", ".tif", ".tiff", ".webp",
 ))
-RESERVED = {"manifest", "instances"}  # stems of a job's own files
+RESERVED = re.compile(r"(manifest(-\d+-of-\d+)?|instances)", re.IGNORECASE)  # stems of a job's own files
 
 
 @dataclass(frozen=True)
@@ -31,18 +32,20 @@ class Source:
     stem: str
 
 
-def find_sources(paths: Sequence[str], out) -> tuple[list[Source], int]:
+def find_sources(paths: Sequence[str], out, drawing: bool = True) -> tuple[list[Source], int]:
     """The pictures that `paths` mean, sorted by name, and the number of other files that were passed over.
 
     A file is taken whatever its suffix. Of a folder (with its subfolders) and of a pattern such as `photos/*.jpg` the
     files with a picture's suffix are, hidden ones never, and nothing that lies in `out`. A file that is reached twice
     counts once. Where two pictures would have one name, all are named from the folder that is common to all.
 
+    drawing: the job writes pictures, so that `out` may not be one of the folders itself.
+
     Raises InputError: nothing there, no picture, `out` is one of the folders.
     """
     found, others = {}, set()
     for path in sorted(set(paths), key=lambda path: (os.path.isfile(path), path)):
-        for file, root in _reach(path, out):
+        for file, root in _reach(path, out, drawing):
             real = os.path.realpath(file)
             if root is not None and not _like_picture(file):
                 others.add(real)
@@ -55,16 +58,16 @@ def find_sources(paths: Sequence[str], out) -> tuple[list[Source], int]:
     return _sources(list(found.values())), len(others)
 
 
-def _reach(path: str, out) -> Iterator[tuple[str, str | None]]:
+def _reach(path: str, out, drawing: bool) -> Iterator[tuple[str, str | None]]:
     """Yields (file, the folder its name counts from): None for a file that was given itself."""
     if os.path.isfile(path):
         yield path, None
     elif os.path.isdir(path):
-        for file in _walk(path, _spared(path, out)):
+        for file in _walk(path, _spared(path, out, drawing)):
             yield file, path
     elif glob.has_magic(path):
         root = os.path.join("", *takewhile(lambda part: not glob.has_magic(part), Path(path).parts)) or "."
-        spared = _spared(root, out)
+        spared = _spared(root, out, drawing)
         matches = sorted(glob.glob(path, recursive=True))
         if not matches:
             raise InputError(f"{path}: no file has such a name")
@@ -79,9 +82,11 @@ def _reach(path: str, out) -> Iterator[tuple[str, str | None]]:
         raise InputError(f"{path}: no such file or folder")
 
 
-def _spared(root: str, out) -> str | None:
+def _spared(root: str, out, drawing: bool) -> str | None:
     """The real path of `out` if it lies below root, so that a job's pictures are not its next inputs."""
     if os.path.realpath(root) == os.path.realpath(out):
+        if not drawing:
+            return None
         raise InputError(f"--out {out} is the folder that the pictures come from: choose another, "
                          f"{os.path.join(out, 'masks')} for one")
     return os.path.realpath(out) if _inside(out, os.path.realpath(root)) else None
@@ -124,9 +129,9 @@ def _sources(found: list[tuple[str, str]]) -> list[Source]:
     if len({name for _, name in found}) < len(found):
         common = os.path.commonpath([os.path.dirname(os.path.abspath(file)) for file, _ in found])
         found = [(file, _name(file, common)) for file, _ in found]
-    sources, taken = [], set(RESERVED)
+    sources, taken = [], set()
     for file, name in sorted(found, key=lambda item: item[1]):
-        stem = next(stem for stem in _stems(name) if stem.casefold() not in taken)
+        stem = next(stem for stem in _stems(name) if stem.casefold() not in taken and not RESERVED.fullmatch(stem))
         taken.add(stem.casefold())  # some file systems do not tell A.json from a.json
         sources.append(Source(file, name, stem))
     return sources

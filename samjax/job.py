@@ -1,17 +1,19 @@
 """A job: the masks of everything in many pictures, as files. It may be killed at any moment and goes on when run again.
 
 What counts is on disk: a picture is done when its JSON exists, which is renamed into place after all else of it, and
-names the picture and the job that made it. No file holds a time, so a job that was killed leaves the same bytes as one
-that was not. No JAX here: the model is handed in.
+names the picture, the sha256 of its file and the job that made it. No file holds a time or says which device or process
+made it, so a job that was killed, or divided among processes, leaves the same bytes as one that was not. No JAX here:
+the model is handed in.
+
+Several processes, of one machine or of many that share a file system, do a share of the pictures each. Each keeps a
+manifest-00000-of-00002.json of its share; whichever ends last makes the whole job's manifest.json of them.
 """
 
-import contextlib
 import hashlib
 import json
 import os
-import shutil
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -24,10 +26,24 @@ from samjax.annotations import CATEGORY, coco, label_map, overlay_all, sa1b
 from samjax.draw import save_png
 from samjax.errors import InputError
 from samjax.inputs import Source
+from samjax.reading import Mark, Reading, read_ahead, unchanged
 from samjax.settings import Settings, to_dict
+from samjax.work import Work, working
 
 FORMATS = ("sa1b", "coco")
-Model = tuple[Callable[[str], np.ndarray], Callable[[np.ndarray], list[dict]]]
+
+
+class Model(NamedTuple):
+    """What a job needs of a model.
+
+    read: a path -> what has the picture's `pixels`, uint8 (h, w, c); it is called in threads.
+    each: these pictures, in order -> for each its records with run lengths, or the exception that it met.
+    ahead: how many pictures to read before they are asked for.
+    """
+
+    read: Callable[[str], object]
+    each: Callable[[Iterable[object]], Iterator[list[dict] | Exception]]
+    ahead: int = 2
 
 
 @dataclass(frozen=True)
@@ -37,6 +53,7 @@ class Job:
     out/STEM.json for each source, or with format "coco" out/instances.json, made of out/parts/STEM.json;
     out/STEM_overlay.png and out/STEM_labels.png if asked for; out/manifest.json.
     model: {"name", "architecture", "sha256", "dtype"}. skipped: files that were passed over, for the manifest.
+    process, processes: this process does every so many-th picture, from the one of its number on.
     """
 
     sources: Sequence[Source]
@@ -47,6 +64,8 @@ class Job:
     overlay: bool = False
     label_map: bool = False
     skipped: int = 0
+    process: int = 0
+    processes: int = 1
 
     @cached_property
     def made_with(self) -> dict:
@@ -63,6 +82,14 @@ class Job:
     @property
     def manifest(self) -> Path:
         return self.out / "manifest.json"
+
+    def share(self, process: int) -> Sequence[Source]:
+        """The pictures of one process."""
+        return self.sources[process :: self.processes]
+
+    def shard(self, process: int) -> Path:
+        """The manifest of one process's share."""
+        return self.out / f"manifest-{process:05d}-of-{self.processes:05d}.json"
 
     @property
     def instances(self) -> Path:
@@ -106,33 +133,30 @@ def check(job: Job, restart: bool = False) -> None:
 
 
 def run(job: Job, open_model: Callable[[], Model], restart: bool = False) -> Iterator[Outcome]:
-    """Does what is not done yet (with `restart` everything); yields an Outcome for each picture.
+    """Does what is not done yet of this process's share (with `restart` all of it); yields an Outcome for each picture.
 
-    open_model: gives `read` (path -> uint8 (h, w, c)) and `segment` (that -> records with run lengths); called only if
-    something is left to do. A picture is read while the one before is segmented. What fails for a picture is its
-    outcome; InputError is raised if files cannot be written, and the job can be run again when that is mended.
+    open_model is called only if something is left to do. What fails for a picture is its outcome; InputError is raised
+    if files cannot be written, and the job can be run again when that is mended.
     """
+    share = job.share(job.process)
     done: dict[Source, int] = {}
-    failures = []
-    with _work_folder(job.out) as work:
-        _put_json(work, job.manifest, _manifest(job, done, failures, complete=False))
-        for source in job.sources:
-            masks = None if restart else _finished(job, source)
+    failures = {}
+    with working(job.out, job.process, job.processes) as work:
+        with work.turn():
+            before = _begin(job, work)
+        for source, masks in zip(share, [None] * len(share) if restart else _finished(job, share)):
             if masks is not None:
                 done[source] = masks
                 yield Outcome(source.name, masks, before=True)
-        left = [source for source in job.sources if source not in done]
-        read, segment = open_model() if left else (None, None)
-        for source, picture in _ahead(left, read):
-            outcome = _one(job, work, source, picture, segment)
+        left = [source for source in share if source not in done]
+        for source, outcome in _work(job, work, left, open_model) if left else ():
             if outcome.reason is None:
                 done[source] = outcome.masks
             else:
-                failures.append({"file": outcome.name, "reason": outcome.reason})
+                failures[source.name] = outcome.reason
             yield outcome
-        if job.format == "coco":
-            _put(work, job.instances, partial(_assemble, job, [source for source in job.sources if source in done]))
-        _put_json(work, job.manifest, _manifest(job, done, failures, complete=True))
+        with work.turn():
+            _end(job, work, _counts(len(done), sum(done.values()), failures), before)
 
 
 def fingerprint(path) -> str:
@@ -163,51 +187,135 @@ def _check_untouched(job: Job) -> None:
             raise InputError(f"{path} exists and was not written by such a job: choose another --out")
 
 
-def _manifest(job: Job, done: dict, failures: list, complete: bool) -> dict:
-    counts = {"images": len(done), "masks": sum(done.values()), "failures": failures, "skipped": job.skipped}
+def _begin(job: Job, work: Work) -> dict[str, str]:
+    """Says that the folder is this job's and not complete. Returns the failures that it told of, if it was."""
+    before = _read(job.manifest)
+    for left in job.out.glob("manifest-*-of-*.json"):
+        if job.processes == 1 or not left.name.endswith(f"-of-{job.processes:05d}.json"):
+            left.unlink()
+    work.put_json(job.manifest, _manifest(job), indent=1)
+    if job.processes > 1:
+        work.put_json(job.shard(job.process), {"key": job.key, "complete": False}, indent=1)
+    if not (before.get("complete") and before.get("key") == job.key):
+        return {}
+    return {failure["file"]: failure["reason"] for failure in before["failures"]}
+
+
+def _end(job: Job, work: Work, counts: dict, before: dict[str, str]) -> None:
+    """Says that this share is done, and if all are, makes the whole job's files."""
+    if job.processes > 1:
+        work.put_json(job.shard(job.process), {"key": job.key, "complete": True, **counts}, indent=1)
+    shares = [counts if i == job.process else _share_of(job, i, before) for i in range(job.processes)]
+    if None in shares:
+        return
+    failures = {name: reason for share in shares for name, reason in share["failures"].items()}
+    good = [source for source in job.sources if source.name not in failures]
+    if job.format == "coco":
+        work.put(job.instances, partial(_assemble, job, good))
+    listed = [{"file": source.name, "reason": failures[source.name]} for source in job.sources
+              if source.name in failures]
+    whole = _counts(len(good), sum(share["masks"] for share in shares), listed)
+    work.put_json(job.manifest, _manifest(job) | {"complete": True, **whole, "skipped": job.skipped}, indent=1)
+    for i in range(job.processes):
+        job.shard(i).unlink(missing_ok=True)
+
+
+def _share_of(job: Job, process: int, before: dict[str, str]) -> dict | None:
+    """The counts of another process's share, or None if it is not done.
+
+    Its manifest is gone if the job was complete once and this process has been run again: then what is on disk counts.
+    """
+    share, found = job.share(process), _read(job.shard(process))
+    if found:
+        done = found.get("complete") and found["key"] == job.key
+        return found if done and found["images"] + len(found["failures"]) == len(share) else None
+    failures = {source.name: before[source.name] for source in share if source.name in before}
+    masks = _finished(job, [source for source in share if source.name not in failures])
+    return None if None in masks else _counts(len(masks), sum(masks), failures)
+
+
+def _counts(images: int, masks: int, failures) -> dict:
+    return {"images": images, "masks": masks, "failures": failures}
+
+
+def _read(path: Path) -> dict:
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _manifest(job: Job) -> dict:
     return {"samjax": __version__, "model": job.model, "made_with": job.made_with, "key": job.key,
-            "format": job.format, "overlay": job.overlay, "label_map": job.label_map, "complete": complete,
-            **(counts if complete else {})}
+            "format": job.format, "overlay": job.overlay, "label_map": job.label_map, "complete": False}
 
 
-def _finished(job: Job, source: Source) -> int | None:
-    """The number of masks of a source that an earlier run has done, or None."""
+def _finished(job: Job, sources: Sequence[Source]) -> list[int | None]:
+    """The number of masks of each source that an earlier run has done, or None; also None if the picture changed."""
+    found = [_found(job, source) for source in sources]
+    same = unchanged([(source, there[1] if there else None) for source, there in zip(sources, found)])
+    return [there[0] if there and kept else None for there, kept in zip(found, same)]
+
+
+def _found(job: Job, source: Source) -> tuple[int, Mark] | None:
+    """The number of masks in a source's JSON, and the mark of the picture it was made of."""
     try:
         found = json.loads(job.json_of(source).read_text())
         ours = found["info"]["job"] == job.key and found["image"]["file_name"] == source.name
-        masks = len(found["annotations"])
+        there = len(found["annotations"]), Mark(found["info"]["bytes"], found["info"]["sha256"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return masks if ours and all(path.is_file() for path in job.pictures_of(source).values()) else None
+    return there if ours and all(path.is_file() for path in job.pictures_of(source).values()) else None
 
 
-def _ahead(sources: Iterable[Source], read: Callable) -> Iterator[tuple[Source, Future]]:
-    """Yields each source with its picture; the next one is read meanwhile."""
-    with ThreadPoolExecutor(1) as pool:
-        waiting = None
-        for source in sources:
-            coming = source, pool.submit(read, source.path)
-            if waiting is not None:
-                yield waiting
-            waiting = coming
-        if waiting is not None:
-            yield waiting
+def _work(job: Job, work: Work, sources: list[Source], open_model) -> Iterator[tuple[Source, Outcome]]:
+    """What becomes of each source, in order. Pictures are read ahead; those that cannot be read pass by the model."""
+    model = open_model()
+    taken: deque[Reading] = deque()
+
+    def readable():
+        for reading in read_ahead(sources, model.read, model.ahead):
+            taken.append(reading)
+            if reading.error is None:
+                yield reading.picture
+
+    def unreadable():
+        while taken and taken[0].error is not None:
+            reading = taken.popleft()
+            yield reading.source, _failed(job, reading.source, reading.error)
+
+    for found in model.each(readable()):
+        yield from unreadable()
+        reading = taken.popleft()
+        yield reading.source, _write(job, work, reading, found)
+    yield from unreadable()
 
 
-def _one(job: Job, work: Path, source: Source, picture: Future, segment: Callable) -> Outcome:
+def _write(job: Job, work: Work, reading: Reading, found: list[dict] | Exception) -> Outcome:
+    source, pixels = reading.source, reading.picture.pixels
     try:
-        pixels = picture.result()
-        records = [_finite(record) for record in segment(pixels)]
-        found = sa1b(records, pixels.shape[:2], source.name, _image_id(source.name)) | {"info": {"job": job.key}}
+        if isinstance(found, Exception):
+            raise found
+        records = [_finite(record) for record in found]
+        info = {"info": {"job": job.key, **reading.mark._asdict()}}
+        whole = sa1b(records, pixels.shape[:2], source.name, _image_id(source.name)) | info
         pictures = _draw(job, source, pixels, records)
-    except InputError as error:
-        return Outcome(source.name, None, str(error).removeprefix(source.path).lstrip(": "))
     except Exception as error:  # such as no memory for this one: the others go on
-        return Outcome(source.name, None, " ".join(f"{type(error).__name__}: {error}".split()))
+        return _failed(job, source, error)
     for path, drawn in pictures:
-        _put(work, path, partial(save_png, picture=drawn))
-    _put_json(work, job.json_of(source), found)  # last: it says that the picture is done
+        work.put(path, partial(save_png, picture=drawn))
+    work.put_json(job.json_of(source), whole)  # last: it says that the picture is done
     return Outcome(source.name, len(records))
+
+
+def _failed(job: Job, source: Source, error: Exception) -> Outcome:
+    """Nothing stays of a picture that failed, not even what an earlier run has made of it."""
+    for path in (job.json_of(source), *job.pictures_of(source).values()):
+        path.unlink(missing_ok=True)
+    if isinstance(error, InputError):
+        return Outcome(source.name, None, str(error).removeprefix(source.path).lstrip(": "))
+    return Outcome(source.name, None, " ".join(f"{type(error).__name__}: {error}".split()))
 
 
 def _draw(job: Job, source: Source, pixels: np.ndarray, records: list[dict]) -> list[tuple[Path, object]]:
@@ -239,55 +347,3 @@ def _assemble(job: Job, sources: list[Source], path: Path) -> None:
                 file.write(f"{',' if number > 1 else ''}\n{line}")
         file.write(f'],\n"images": {json.dumps(images)},\n"categories": {json.dumps([CATEGORY])},\n'
                    f'"info": {json.dumps({"job": job.key})}}}\n')
-
-
-def _put_json(work: Path, path: Path, value) -> None:
-    indent = 1 if path.name == "manifest.json" else None
-    _put(work, path, lambda temporary: temporary.write_text(json.dumps(value, indent=indent) + "\n"))
-
-
-def _put(work: Path, path: Path, write: Callable[[Path], None]) -> None:
-    """A file, written elsewhere and renamed into place."""
-    temporary = work / f"unfinished{path.suffix}"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write(temporary)
-        os.replace(temporary, path)
-    except OSError as error:
-        raise InputError(f"cannot write {path}: {(error.strerror or str(error)).lower()}; what is done stays, and the "
-                         "same command goes on from there") from None
-    except InputError as error:
-        raise InputError(str(error).replace(os.fspath(temporary), os.fspath(path))) from None
-
-
-@contextlib.contextmanager
-def _work_folder(out: Path) -> Iterator[Path]:
-    """A folder for unfinished files, for this process alone; what a killed one left in it is removed."""
-    work = out / ".samjax"
-    try:
-        work.mkdir(parents=True, exist_ok=True)
-        lock = open(work / "lock", "w")  # noqa: SIM115 (held until the end)
-    except OSError as error:
-        raise InputError(f"cannot write to {out}: {(error.strerror or str(error)).lower()}") from None
-    with lock:
-        if not _alone(lock):
-            raise InputError(f"another process is writing to {out}: let it end, or choose another --out")
-        for left in work.glob("unfinished*"):
-            left.unlink(missing_ok=True)
-        try:
-            yield work
-        finally:
-            shutil.rmtree(work, ignore_errors=True)
-
-
-def _alone(lock) -> bool:
-    """Locks the file until it is closed, by kill -9 if need be; True also where files cannot be locked."""
-    try:
-        import fcntl
-
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except (ImportError, OSError):  # Windows, some network file systems
-        pass
-    return True

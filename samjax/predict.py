@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, lru_cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,7 @@ from samjax.errors import InputError
 from samjax.geometry import masks_to_image, prepare, target_size
 from samjax.image import read_image
 from samjax.model.sam import Masks, Prompts, decode_masks, encode_image
+from samjax.parallel import MeshMap, mesh_map
 from samjax.prompts import SLOTS, bucket, make_slots, pad_slots
 
 OBJECTS = (8, 64)  # a call is compiled for 8 objects, or for 64; more go in several calls
@@ -69,23 +70,25 @@ class Sam:
     def encode(self, image) -> Embedding:
         """Encodes a picture, or a list of pictures of any sizes.
 
-        image: a path, a PIL image, an array uint8 (h, w, 3) (see `samjax.image.read_image`), or a list of these.
+        image: a path, a PIL image, an array uint8 (h, w, 3) (see `samjax.image.read_image`), or a list of these. A
+            list is divided among all devices of this process.
         Raises InputError for what is no picture.
         """
         images = list(image) if isinstance(image, (list, tuple)) else [image]
         if not images:
             raise InputError("no image: the list is empty")
-        size = min(_batch_size(), len(images))
+        spread = len(images) > 1 and jax.local_device_count() > 1
+        size = (_spread_size if spread else min)(_batch_size(), len(images))
         features, sizes = [], []
         for start in range(0, len(images), size):
             pixels, valid, originals = zip(*(self._prepare(i) for i in images[start : start + size]))
             missing = size - len(pixels)  # the last batch is filled up, so that it needs no program of its own
-            batch = np.stack(pixels + pixels[-1:] * missing)
-            out = _encode(self.config, self.params, batch, np.array(valid + valid[-1:] * missing, np.int32))
+            batch = np.stack(pixels + pixels[-1:] * missing), np.array(valid + valid[-1:] * missing, np.int32)
+            out = self._encode_spread(batch) if spread else _encode(self.config, self.params, *batch)
             features.append(out[: len(pixels)])
             sizes += originals
-        whole = features[0] if len(features) == 1 else jnp.concatenate(features)
-        return Embedding(whole, np.array(sizes, np.int32))
+        whole = features[0] if len(features) == 1 else (np if spread else jnp).concatenate(features)
+        return Embedding(jnp.asarray(whole), np.array(sizes, np.int32))
 
     def segment(self, embedding: Embedding, points=None, labels=None, boxes=None, mask_logits=None,
                 multimask: bool = True) -> Segmentation:
@@ -140,6 +143,16 @@ class Sam:
         from samjax.automatic import everything, make_settings
 
         return everything(self, image, make_settings(preset, **settings))
+
+    @cached_property
+    def everywhere(self) -> dict:
+        """The parameters on all devices of this process."""
+        return spread_encoder(self.config).place(self.params) if jax.local_device_count() > 1 else self.params
+
+    def _encode_spread(self, batch: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+        """Features of frames (b, H, W, c) with sizes (b, 2), b a multiple of the devices: each encodes its share."""
+        encoder = spread_encoder(self.config)
+        return encoder.fetch(encoder(self.everywhere, encoder.feed(batch)))
 
     def _prepare(self, image) -> tuple[np.ndarray, tuple[int, int], tuple[int, int]]:
         array = read_image(image, self.config.in_channels)
@@ -244,6 +257,18 @@ def _decode_some(config: SamConfig, params: dict, features: Array, prompts: Prom
         return jax.tree.map(lambda all_, x: lax.dynamic_update_slice_in_dim(all_, x, i * size, axis=1), done, answer)
 
     return lax.fori_loop(0, (count + size - 1) // size, step, empty)
+
+
+@lru_cache(maxsize=8)
+def spread_encoder(config: SamConfig, devices: tuple | None = None) -> MeshMap:
+    """`encode_image` of (frames uint8 (b, H, W, c), sizes int32 (b, 2)), over this process's devices or those given."""
+    return mesh_map(lambda params, batch: encode_image(config, params, normalise(config, *batch)), devices)
+
+
+def _spread_size(share: int, images: int) -> int:
+    """How many pictures all devices encode at once: a few each, or one where there are not more."""
+    devices = jax.local_device_count()
+    return devices * (share if images > devices else 1)
 
 
 def _batch_size() -> int:

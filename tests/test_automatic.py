@@ -3,17 +3,17 @@
 import dataclasses
 import gzip
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import SMALL_VIT, random_params
 from plain import plain_clean, plain_nms
 
 import samjax
-from samjax import automatic, rle
-from samjax.geometry import logits_to_image, scale_points, target_size
+from samjax import automatic, lockstep, rle
+from samjax.geometry import logits_to_image, prepare, scale_points, target_size
 from samjax.model.sam import Masks
 from samjax.ops.boxes import crop_boxes
 from samjax.predict import Sam
@@ -28,7 +28,7 @@ def sam():
     return Sam(CONFIG, random_params(CONFIG))
 
 
-def blobs(config, params, features, points):
+def blobs(points):
     """In place of the decoder: around each point three discs with specks and pinholes, some with soft edges."""
     y, x = np.mgrid[:64, :64].astype(np.float32)
     logits, iou = [], []
@@ -42,9 +42,19 @@ def blobs(config, params, features, points):
             values -= 90 * (random.random((64, 64)) < 0.004)
             logits.append(values)
             iou.append(0.85 + 0.15 * np.sin(5 * seed))
-    shape = 1, len(points), 3
-    return Masks(jnp.array(np.reshape(logits, (*shape, 64, 64)), jnp.float32),
-                 jnp.array(np.reshape(iou, shape), jnp.float32))
+    shape = len(points), 3
+    return Masks(np.reshape(logits, (*shape, 64, 64)).astype(np.float32), np.reshape(iou, shape).astype(np.float32))
+
+
+@pytest.fixture
+def decoder(monkeypatch):
+    """`blobs` on all devices."""
+    def decode(self, features, at, points):
+        known = {one.tobytes(): blobs(one) for one in {one.tobytes(): one for one in points}.values()}
+        logits, iou = zip(*(known[one.tobytes()] for one in points))
+        return self._decode.feed(Masks(np.stack(logits), np.stack(iou)))
+
+    monkeypatch.setattr(lockstep.Lockstep, "decode", decode)
 
 
 def plain_everything(image, settings):
@@ -74,7 +84,7 @@ def plain_crop(crop, grid, image_hw, settings):
     hw = y1 - y0, x1 - x0
     points = grid * (hw[1], hw[0])
     scaled = scale_points(points, hw, CONFIG).astype(np.float32)
-    logits, iou = (np.asarray(x)[0] for x in blobs(None, None, None, scaled))
+    logits, iou = blobs(scaled)
     values = logits_to_image(logits, CONFIG, target_size(*hw, CONFIG.image_size), hw)
     found = []
     for n, m in np.ndindex(*iou.shape):
@@ -115,10 +125,9 @@ CASES = [
 
 
 @pytest.mark.parametrize("values", CASES, ids=str)
-def test_records_are_those_of_the_plain_version(sam, monkeypatch, values):
+def test_records_are_those_of_the_plain_version(sam, decoder, values):
     settings = automatic.make_settings(**{"pred_iou_thresh": 0.8, "stability_score_thresh": 0.85, **values})
     expected = plain_everything(IMAGE, settings)
-    monkeypatch.setattr(automatic, "_decode", blobs)
     records = automatic.everything(sam, IMAGE, settings)
     assert len(records) == len(expected) > 0
     for record, plain in zip(records, expected):
@@ -134,37 +143,132 @@ def test_records_are_those_of_the_plain_version(sam, monkeypatch, values):
         assert record["crop_box"] == [x0, y0, x1 - x0, y1 - y0]
 
 
-def test_the_accelerators_way_gives_the_same_records(sam, monkeypatch):
-    monkeypatch.setattr(automatic, "_decode", blobs)
+def test_the_accelerators_way_gives_the_same_records(sam, decoder, monkeypatch):
     settings = automatic.make_settings(points_per_side=6, crop_n_layers=1, output_mode="uncompressed_rle",
                                        stability_score_thresh=0.85)
     host = automatic.everything(sam, IMAGE, settings)
-    monkeypatch.setattr(automatic, "_on_host", lambda: False)
+    accelerate(monkeypatch)
     assert automatic.everything(sam, IMAGE, settings) == host and len(host) > 3
+
+
+def accelerate(monkeypatch):
+    """What is done on a GPU or TPU: several items on a device, logits measured there."""
+    for module in (automatic, lockstep):
+        monkeypatch.setattr(module, "on_host", lambda: False)
+    monkeypatch.setattr(lockstep, "_batch_size", lambda: 3)
+    monkeypatch.setattr(lockstep, "MEASURED", 7)
 
 
 def test_a_point_is_decoded_as_segment_does(sam):
     points = np.array([[3.5, 80.25], [130, 2], [60, 45]])
     embedding = sam.encode(IMAGE)
     scaled = scale_points(points, IMAGE.shape[:2], CONFIG).astype(np.float32)
-    found = automatic._decode(CONFIG, sam.params, embedding.features, scaled)
+    found = lockstep.decode_points(CONFIG, sam.params, embedding.features, scaled)
     expected = sam.segment(embedding, points=points[:, None], labels=np.ones((3, 1)))
     np.testing.assert_allclose(found.logits[0], expected.logits, atol=2e-5)
     np.testing.assert_allclose(found.iou[0], expected.iou, atol=2e-5)
 
 
+# -- several pictures, several devices -----------------------------------------------------------------------
+
+
+PICTURES = [np.random.default_rng(i).integers(0, 256, (*hw, 3), np.uint8)
+            for i, hw in enumerate([(90, 131), (40, 200), (300, 30), (64, 64), (90, 131)])]
+LOOSE = automatic.make_settings(points_per_side=4, points_per_batch=6, crop_n_layers=1, pred_iou_thresh=0.0,
+                                stability_score_thresh=0.0, crop_n_points_downscale_factor=2, output_mode="coco_rle")
+
+
+def found_on(sam, devices, settings=LOOSE, pictures=PICTURES):
+    pictures = [automatic.Picture(pixels, None if i % 2 else prepare(pixels, CONFIG)[0])
+                for i, pixels in enumerate(pictures)]
+    return list(automatic.each(sam, pictures, settings, jax.devices()[:devices]))
+
+
+@pytest.fixture(scope="module")
+def on_one(sam):
+    return found_on(sam, 1)
+
+
+@pytest.mark.parametrize("devices", [3, 8])
+def test_records_do_not_depend_on_the_number_of_devices(sam, on_one, devices):
+    assert found_on(sam, devices) == on_one
+    assert len(on_one) == 5 and min(map(len, on_one)) > 3 and on_one[0] != on_one[4]
+
+
+def test_several_pictures_on_accelerators(sam, on_one, monkeypatch):
+    """Items in batches: programs of another shape, so a value at a threshold may fall to its other side."""
+    accelerate(monkeypatch)
+    for mine, other in zip(found_on(sam, 2, pictures=PICTURES[:2]), on_one):
+        pairs = {tuple(record["point_coords"][0]) + tuple(record["crop_box"]): record for record in other}
+        same = sum(np.allclose(record["bbox"], pairs[key]["bbox"], atol=1) for record in mine
+                   if (key := tuple(record["point_coords"][0]) + tuple(record["crop_box"])) in pairs)
+        assert same > 0.8 * len(other) and len(mine) <= 1.1 * len(other)
+
+
+def test_a_picture_that_fails_does_not_take_others_with_it(sam, on_one, monkeypatch):
+    candidates = automatic._candidates
+
+    def fail(lockstep, group, *rest):
+        if any(picture.hw == (64, 64) for picture in group):
+            raise RuntimeError("no memory")
+        return candidates(lockstep, group, *rest)
+
+    monkeypatch.setattr(automatic, "_candidates", fail)
+    answers = found_on(sam, 3)
+    assert str(answers.pop(3)) == "no memory"
+    assert answers == on_one[:3] + on_one[4:]
+
+
+def test_pictures_are_taken_when_they_are_needed(sam, on_one):
+    taken = []
+
+    def pictures():
+        for pixels in PICTURES:
+            taken.append(pixels)
+            yield automatic.Picture(pixels)
+
+    running = automatic.each(sam, pictures(), LOOSE, jax.devices()[:1])
+    assert next(running) == on_one[0] and len(taken) == 2
+    running.close()
+    assert len(taken) == 2
+
+
+@pytest.mark.parametrize("held, share, chunks", [
+    ([0], 1, 3), ([0] * 8, 1, 3), ([0, 1, 2, 0], 1, 4), ([0, 1, 2, 3, 4, 0], 3, 2), ([0, 1, 2, 3], 1, 1)])
+def test_every_chunk_of_every_item_is_dealt_once(held, share, chunks):
+    n = max(held) + 1
+    queues = lockstep._deal(held, n, share, range(0, 10 * chunks, 10))
+    assert len(queues) == len(held) // share and len(set(map(len, queues))) == 1
+    work = [(slot.item, slot.start) for queue in queues for slot in queue if not slot.idle]
+    assert sorted(work) == [(item, 10 * i) for item in range(n) for i in range(chunks)]
+    for device, queue in enumerate(queues):
+        assert all(held[device * share + slot.at] == slot.item for slot in queue)
+    assert len(queues[0]) == -(-n * chunks // len(queues)) or share > 1 or n % len(queues)
+
+
 @pytest.mark.parametrize("n, batch, sizes", [(10, 64, [10]), (10, 4, [4, 4, 4]), (9, 4, [3, 3, 3]), (1, 1, [1])])
 def test_batches_are_of_one_size_and_cover_all_points(sam, monkeypatch, n, batch, sizes):
     calls = []
-    monkeypatch.setattr(automatic, "_decode", lambda config, params, features, points: calls.append(points))
-    points = np.random.default_rng(0).random((n, 2)) * 50
-    starts = [start for start, _ in automatic._decoded(sam, None, points, (90, 131), batch)]
-    assert [len(call) for call in calls] == sizes and starts == list(range(0, n, sizes[0]))
-    np.testing.assert_allclose(np.concatenate(calls)[:n], scale_points(points, (90, 131), CONFIG), rtol=1e-6)
+    monkeypatch.setattr(lockstep.Lockstep, "encode", lambda self, items: None)
+    monkeypatch.setattr(lockstep.Lockstep, "decode", lambda self, features, at, points: calls.append(points))
+    points = np.random.default_rng(0).random((n, 2)).astype(np.float32)
+    one = lockstep.Lockstep(sam, jax.devices()[:1])
+    with ThreadPoolExecutor(1) as threads:
+        rounds = list(one.run([lambda: lockstep.Item(None, None, points)], batch, threads))
+    assert [len(call[0]) for call in calls] == sizes
+    assert [each.units for each in rounds] == [[(0, start)] for start in range(0, n, sizes[0])]
+    np.testing.assert_array_equal(np.concatenate(calls, axis=1)[0, :n], points)
 
 
-def test_every_output_mode_holds_the_same_masks(sam, monkeypatch):
-    monkeypatch.setattr(automatic, "_decode", blobs)
+def test_one_program_serves_pictures_of_all_sizes(sam):
+    programs = lockstep._programs(CONFIG, tuple(jax.local_devices()))
+    sam.everything(IMAGE, points_per_side=2, pred_iou_thresh=99.0)
+    before = [program.program._cache_size() for program in programs]
+    sam.everything(IMAGE[:50], points_per_side=2, pred_iou_thresh=99.0)
+    assert [program.program._cache_size() for program in programs] == before and min(before[:2]) > 0
+
+
+def test_every_output_mode_holds_the_same_masks(sam, decoder):
     settings = dict(points_per_side=5, stability_score_thresh=0.5)
     by_mode = [sam.everything(IMAGE, **settings, output_mode=mode)
                for mode in ("binary_mask", "uncompressed_rle", "coco_rle")]
@@ -182,8 +286,7 @@ def test_a_picture_without_masks_gives_an_empty_list(sam):
                               min_mask_region_area=5) == []
 
 
-def test_the_smallest_picture_has_masks(sam, monkeypatch):
-    monkeypatch.setattr(automatic, "_decode", blobs)
+def test_the_smallest_picture_has_masks(sam, decoder):
     records = sam.everything(IMAGE[:1, :1], points_per_side=1, crop_n_layers=2, pred_iou_thresh=0,
                              stability_score_thresh=0)
     assert records and all(record["segmentation"].shape == (1, 1) for record in records)
@@ -196,14 +299,6 @@ def test_mistakes_are_named(sam):
         sam.everything(IMAGE, preset="best")
     with pytest.raises(samjax.InputError, match="no such file"):
         sam.everything("nowhere.jpg")
-
-
-def test_one_program_serves_pictures_of_all_sizes(sam):
-    sam.everything(IMAGE, points_per_side=2, pred_iou_thresh=99.0)
-    before = automatic._decode._cache_size()
-    sam.everything(IMAGE[:50], points_per_side=2, pred_iou_thresh=99.0)
-    assert automatic._decode._cache_size() == before
-    assert jax.default_backend() == "cpu"  # so nothing else is compiled: upscaling is NumPy's here
 
 
 GOLDEN = ["dog_default", "dog_crops1", "dog_small_regions", "groceries_default", "truck_default"]

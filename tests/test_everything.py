@@ -22,6 +22,7 @@ import samjax
 from convert.tensor import Tensor
 from samjax import job, rle
 from samjax.annotations import label_map
+from samjax.automatic import Picture
 from samjax.cli import main
 from samjax.commands.everything import OPTIONS
 from samjax.config import ViT
@@ -100,6 +101,9 @@ def test_folders_files_and_patterns(tmp_path, monkeypatch):
     assert found("**/*.png", out="p/out") == ({"q/e.png": "q/e"}, 0)
     assert found("p/s*", "q/e.png") == ({"s/c.webp": "s/c", "e.png": "e"}, 1)
     assert found("odd.xyz") == ({"odd.xyz": "odd"}, 0)
+    assert find_sources(["q"], "q", drawing=False)[0][0].name == "e.png"
+    with pytest.raises(InputError, match="--out q is the folder"):
+        find_sources(["q"], "q")
     assert found("q", "p/out", out=".") == ({"e.png": "e", "a_overlay.png": "a_overlay"}, 0)
 
 
@@ -110,7 +114,8 @@ def test_names_that_collide(tmp_path, monkeypatch):
     assert found("q", "p")[0] == {"p/x.jpg": "p/x", "p/x.png": "p/x.png", "p/x.png.gif": "p/x.png.gif",
                                   "q/s/manifest.png": "q/s/manifest", "q/x.jpg": "q/x"}
     assert found("p/x.jpg", "q/x.jpg") == found("q/x.jpg", "p/x.jpg") == ({"p/x.jpg": "p/x", "q/x.jpg": "q/x"}, 0)
-    assert found("r")[0] == {"manifest.png": "manifest.png"}
+    touch(tmp_path, "r/manifest-00000-of-00002.png")
+    assert found("r")[0] == {name: name for name in ("manifest.png", "manifest-00000-of-00002.png")}
     (tmp_path / "u").mkdir()
     touch(tmp_path, "u/A.png", "u/a.jpg")
     assert sorted(stem.lower() for stem in found("u")[0].values()) == ["a", "a.jpg"]
@@ -223,15 +228,15 @@ def test_odd_and_broken_pictures(work, capsys):
 def test_a_picture_that_only_fails_in_the_model_is_named(work, capsys, monkeypatch):
     from samjax import automatic
 
-    original = automatic.everything
+    original = automatic._candidates
 
-    def fail(sam, pixels, settings):
-        if pixels.shape == (7, 9, 3):
+    def fail(lockstep, group, *rest):
+        if any(picture.hw == (7, 9) for picture in group):
             raise RuntimeError("no\nmemory")
-        return original(sam, pixels, settings)
+        return original(lockstep, group, *rest)
 
     picture(work / "photos/bad.png", size=(9, 7))
-    monkeypatch.setattr(automatic, "everything", fail)
+    monkeypatch.setattr(automatic, "_candidates", fail)
     assert everything("photos", "--out", "out") == 1
     out, err = capsys.readouterr()
     assert err == "samjax: bad.png: RuntimeError: no memory\n" and out.startswith("3 images, ")
@@ -259,9 +264,15 @@ def a_job(out="out", **values):
                                           "skipped": skipped, **values})
 
 
+def model_of(segment):
+    """A job's model made of a function of one picture."""
+    return lambda: job.Model(lambda path: Picture(samjax.read_image(path)), lambda pictures: (
+        segment(picture.pixels) for picture in pictures))
+
+
 def do(task, restart=False, segment=records_of):
     job.check(task, restart)
-    return list(job.run(task, lambda: (samjax.read_image, segment), restart))
+    return list(job.run(task, model_of(segment), restart))
 
 
 @pytest.mark.parametrize("form", job.FORMATS)
@@ -322,6 +333,85 @@ def test_what_is_done_is_not_redone_unless_it_must_be(work):
     assert [outcome.before for outcome in do(a_job(), segment=segment)].count(True) == 3 and len(calls) == 9
 
 
+def test_a_picture_that_changed_is_done_again(work):
+    do(a_job())
+    before, old = tree("out"), (work / "photos/a.png").read_bytes()
+    picture(work / "photos/a.png", 77)
+    assert [outcome.name for outcome in do(a_job()) if not outcome.before] == ["a.png"]
+    assert {name for name, data in tree("out").items() if data != before[name]} == {"a.json"}
+    flipped = old[:-20] + bytes(byte ^ 1 for byte in old[-20:])  # the same size, and no longer a picture
+    (work / "photos/a.png").write_bytes(flipped)
+    assert [outcome.name for outcome in do(a_job(overlay=True)) if outcome.reason] == ["a.png"]
+    assert not (work / "out/a.json").exists() and not (work / "out/a_overlay.png").exists()
+    (work / "photos/a.png").write_bytes(old)
+    do(a_job())
+    assert {name: data for name, data in tree("out").items() if "overlay" not in name} == before
+
+
+@pytest.mark.parametrize("form", job.FORMATS)
+def test_processes_share_a_job(work, form):
+    settings = dict(format=form, overlay=True)
+    for name in ("d.png", "e.jpg"):
+        touch(work / "photos", name)  # they are broken
+    outcomes = do(a_job("whole", **settings))
+    whole = tree("whole")
+    first, second = (a_job(**settings, process=i, processes=2) for i in range(2))
+    assert [outcome.name for outcome in do(second)] == ["b.jpg", "e.jpg"]
+    assert not read("out/manifest.json")["complete"] and read("out/manifest-00001-of-00002.json")["complete"]
+    assert [outcome.name for outcome in do(first)] == ["a.png", "d.png", "sub/c.png"]
+    assert tree("out") == whole and len(outcomes) == 5
+    for order in ((first, second), (second, first)):  # once more, one after the other: either may be the last
+        for process in order:
+            assert all(outcome.before or outcome.reason for outcome in do(process))
+        assert tree("out") == whole
+    picture(work / "photos/b.jpg", 5)
+    do(a_job("whole", **settings))
+    do(first)
+    assert not read("out/manifest.json")["complete"]  # the other's share has changed
+    do(second)
+    assert tree("out") == tree("whole") != whole
+    picture(work / "photos/a.png", 6)
+    do(a_job(**settings, process=1, processes=3))
+    assert "manifest-00001-of-00003.json" in tree("out")
+    for folder in ("out", "whole"):
+        do(a_job(folder, **settings))
+    assert tree("out") == tree("whole")
+
+
+def test_processes_at_the_same_time(work):
+    do(a_job("whole"))
+    first, second = (job.run(a_job(process=i, processes=2), model_of(records_of)) for i in range(2))
+    next(first)
+    next(second)
+    for alone in (a_job(), a_job(process=0, processes=2)):
+        with pytest.raises(InputError, match="another process is writing to out"):
+            do(alone)
+    assert len([*first, *second]) == 1
+    assert tree("out") == tree("whole")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no locks there")
+def test_a_process_that_was_killed_is_cleared_away(work):
+    do(a_job("whole"))
+    touch(work / "out/.samjax/process-00003-of-00007", "lock", "unfinished.json")  # and locked by no one
+    do(a_job(process=0, processes=2))
+    assert not list((work / "out").glob(".samjax"))
+    do(a_job(process=1, processes=2))
+    assert tree("out") == tree("whole")
+
+
+def test_readings_keep_their_order_around_broken_ones(work):
+    for number in range(20):
+        touch(work / "photos", f"x{number:02d}.png") if number % 3 else picture(work / f"photos/x{number:02d}.png", 1)
+    names = [source.name for source in a_job().sources]
+    in_order = lambda pictures: iter([records_of(picture.pixels) for picture in pictures])  # all before the first
+    running = job.run(a_job(), lambda: job.Model(lambda path: Picture(samjax.read_image(path)), in_order, ahead=4))
+    outcomes = list(running)
+    assert [outcome.name for outcome in outcomes] == names
+    assert [outcome.name for outcome in outcomes if outcome.reason] == [
+        f"x{number:02d}.png" for number in range(20) if number % 3]
+
+
 def test_other_settings_need_a_restart(work, capsys):
     assert everything("photos", "--out", "out") == 0
     before = tree("out")
@@ -343,7 +433,7 @@ def test_a_restart_that_was_killed_leaves_nothing_of_the_old_settings(work):
     do(a_job("whole", settings=Settings(points_per_side=5, output_mode="coco_rle")))
     do(a_job())
     other = a_job(settings=Settings(points_per_side=5, output_mode="coco_rle"))
-    running = job.run(other, lambda: (samjax.read_image, records_of), restart=True)
+    running = job.run(other, model_of(records_of), restart=True)
     next(running)
     running.close()
     assert [outcome.before for outcome in do(other)] == [True, False, False]
@@ -351,7 +441,7 @@ def test_a_restart_that_was_killed_leaves_nothing_of_the_old_settings(work):
 
 
 def test_two_at_once(work):
-    running = job.run(a_job(), lambda: (samjax.read_image, records_of))
+    running = job.run(a_job(), model_of(records_of))
     next(running)
     with pytest.raises(InputError, match="another process is writing to out"):
         do(a_job())
@@ -455,7 +545,12 @@ WRONG = {
     "no such name": (["photos/*.tif", "--out", "out"], "photos/*.tif: no file has such a name"),
     "a NUL": (["a\0b", "--out", "out"], "no such file or folder"),
     "no pictures": (["papers", "--out", "out"], "no pictures in papers (1 other files)"),
-    "out is the input": (["photos", "--out", "photos"], "--out photos is the folder that the pictures come from"),
+    "out is the input": (["photos", "--out", "photos", "--overlay"], "--out photos is the folder that the pictures"),
+    "half a place": (["photos", "--out", "out", "--processes", "2"], "--processes and --process go together"),
+    "no such process": (["photos", "--out", "out", "--processes", "2", "--process", "2"], "none of 0 to 1"),
+    "no address": (["photos", "--out", "out", "--processes", "2", "--process", "0", "--coordinator", "here"],
+                   "--coordinator here is not HOST:PORT"),
+    "two ways": (["photos", "--out", "out", "--distributed", "--process", "0"], "--distributed learns the number of"),
     "out is a file": (["photos", "--out", "papers/notes.txt"], "notes.txt is a file, not a directory"),
     "preset": (["photos", "--out", "out", "--preset", "best"], "invalid choice: 'best'"),
     "format": (["photos", "--out", "out", "--format", "yolo"], "invalid choice: 'yolo'"),

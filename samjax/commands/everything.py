@@ -4,9 +4,12 @@ import contextlib
 import json
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 from samjax.commands.common import add_command, emit, start_jax
+from samjax.commands.processes import MORE as PROCESSES
+from samjax.commands.processes import Processes, add_processes, join
 
 MORE = """\
 PATH is a picture, a folder (with its subfolders) or a pattern. In folders, files that are no pictures are skipped and
@@ -21,13 +24,16 @@ it: a.json, a.png.json.
 presets: fast is 16 x 16 points; paper is what SA-1B was made with (21 crops, three times the points); dense is for many
 small objects (21 times the points). The options below a preset stand in place of its values.
 
+All devices of the machine are used. Pictures are told by their bytes: one that has changed is done again.
+
 status: 0 all done; 1 some pictures failed; 2 wrong arguments, or nothing to do.
 
 examples:
   samjax everything photo.jpg --out masks --overlay
   samjax everything photos 'more/*/*.png' --out masks --preset fast
   samjax everything photos --out masks --format coco --points-per-side 64 --min-mask-region-area 100
-"""
+
+""" + PROCESSES % {"command": "everything"}
 
 # The fields of samjax.settings.Settings that fit on a command line. Stated here, because that module needs NumPy.
 OPTIONS = (
@@ -66,6 +72,7 @@ def add(subparsers) -> None:
     for name, kind, default, text in OPTIONS:
         group.add_argument(f"--{name.replace('_', '-')}", dest=name, type=kind, metavar="N" if kind is int else "X",
                            help=f"{text} (default: {default:.4g})")
+    add_processes(parser)
 
 
 def run(args) -> int:
@@ -75,12 +82,12 @@ def run(args) -> int:
 
     given = {name: getattr(args, name) for name, *_ in OPTIONS if getattr(args, name) is not None}
     settings = make_settings(args.preset, **given, output_mode="coco_rle")
-    sources, skipped = find_sources(args.paths, args.out)
+    sources, skipped = find_sources(args.paths, args.out, drawing=args.overlay or args.label_map)
     check_folder(args.out)
-    return _work(args, sources, skipped, settings)
+    return _work(args, sources, skipped, settings, join(args))
 
 
-def _work(args, sources, skipped, settings) -> int:
+def _work(args, sources, skipped, settings, place: Processes) -> int:
     import convert
     from samjax import job
     from samjax.weights import KNOWN, resolve
@@ -89,21 +96,24 @@ def _work(args, sources, skipped, settings) -> int:
     config = convert.read(path).config  # says at once what is wrong with a file
     sha256 = KNOWN[args.model].sha256 if args.model in KNOWN else job.fingerprint(path)
     model = {"name": args.model, "architecture": config.name, "sha256": sha256, "dtype": args.dtype}
-    task = job.Job(sources, Path(args.out), model, settings, args.format, args.overlay, args.label_map, skipped)
+    task = job.Job(sources, Path(args.out), model, settings, args.format, args.overlay, args.label_map, skipped,
+                   *place)
     job.check(task, args.restart)
-    return _report(args, skipped, *_outcomes(job.run(task, lambda: _open(path, args.dtype, settings), args.restart),
-                                             len(sources)))
+    running = job.run(task, lambda: _open(path, args.dtype, settings), args.restart)
+    return _report(args, skipped, *_outcomes(running, len(task.share(place.process))))
 
 
 def _open(path, dtype, settings):
     """What `job.run` needs of a model."""
     start_jax()
-    from samjax.automatic import everything
-    from samjax.image import read_image
+    from samjax import automatic
+    from samjax.job import Model
+    from samjax.lockstep import Lockstep
     from samjax.predict import load
 
     sam = load(path, dtype=dtype)
-    return lambda path: read_image(path, sam.config.in_channels), lambda pixels: everything(sam, pixels, settings)
+    return Model(partial(automatic.read, sam.config), lambda pictures: automatic.each(sam, pictures, settings),
+                 ahead=1 + Lockstep(sam).capacity)
 
 
 def _outcomes(running, total: int):

@@ -1,0 +1,66 @@
+"""Options of commands that several processes may share the work of."""
+
+from typing import NamedTuple
+
+from samjax.commands.common import start_jax
+from samjax.errors import InputError
+
+MORE = """\
+several processes: each does every so many-th picture, of the same PATHs and into the same DIR, which all must see.
+  samjax %(command)s photos --out DIR --processes 2 --process 0     on one machine, and --process 1 on the other
+  srun samjax %(command)s photos --out DIR --distributed            on a cluster or TPU slice that JAX knows
+With --coordinator they are one JAX program and end together. The files are those of a single process.
+"""
+FOREVER = 7 * 24 * 3600  # how long the first to end waits for the others
+
+
+class Processes(NamedTuple):
+    """This process's number, and how many there are."""
+
+    process: int = 0
+    processes: int = 1
+
+
+def add_processes(parser) -> None:
+    """Adds --processes, --process, --coordinator and --distributed."""
+    group = parser.add_argument_group("several processes (see below)")
+    group.add_argument("--processes", type=int, metavar="N", help="how many there are")
+    group.add_argument("--process", type=int, metavar="I", help="which of them this is, from 0")
+    group.add_argument("--coordinator", metavar="HOST:PORT", help="where process 0 waits for the others")
+    group.add_argument("--distributed", action="store_true", help="learn all that from the cluster")
+
+
+def join(args) -> Processes:
+    """This process's place among the others, all of which have come if JAX connects them. Raises InputError."""
+    given = args.processes, args.process
+    if args.distributed:
+        if args.coordinator is not None or given != (None, None):
+            raise InputError("--distributed learns the number of processes from the cluster: leave out --coordinator, "
+                             "--processes and --process, or --distributed")
+        return _connect("the cluster", "give --coordinator, --processes and --process instead")
+    if given == (None, None) and args.coordinator is None:
+        return Processes()
+    if None in given:
+        raise InputError("--processes and --process go together: how many, and which of them this is")
+    if args.processes < 1 or not 0 <= args.process < args.processes:
+        raise InputError(f"--process {args.process} is none of 0 to {args.processes - 1}, which --processes "
+                         f"{args.processes} allows")
+    if args.coordinator is None:
+        return Processes(args.process, args.processes)
+    host, _, port = args.coordinator.rpartition(":")
+    if not host or not port.isdigit():
+        raise InputError(f"--coordinator {args.coordinator} is not HOST:PORT")
+    return _connect(args.coordinator, "is process 0 running, and can it be reached?", process_id=args.process,
+                    coordinator_address=args.coordinator, num_processes=args.processes)
+
+
+def _connect(where: str, hint: str, **settings) -> Processes:
+    start_jax()
+    import jax
+
+    try:
+        jax.distributed.initialize(**settings, shutdown_timeout_seconds=FOREVER)
+    except (ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"cannot join the other processes at {where} ({reason}): {hint}") from None
+    return Processes(jax.process_index(), jax.process_count())

@@ -1,0 +1,70 @@
+"""Pictures of a job, read and resized ahead of the devices by a grain pipeline in threads. No JAX."""
+
+import contextlib
+import hashlib
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+from samjax.inputs import Source
+
+THREADS = 8
+
+
+class Mark(NamedTuple):
+    """What tells a file from another: its size in bytes and its sha256."""
+
+    bytes: int
+    sha256: str
+
+
+class Reading(NamedTuple):
+    """A source with what was read of it, or with the error that was met."""
+
+    source: Source
+    picture: object = None
+    mark: Mark | None = None
+    error: Exception | None = None
+
+
+def mark(path) -> Mark:
+    """The mark of a file. Raises OSError."""
+    with open(path, "rb") as file:
+        return Mark(os.fstat(file.fileno()).st_size, hashlib.file_digest(file, "sha256").hexdigest())
+
+
+def unchanged(items: Sequence[tuple[Source, Mark | None]]) -> list[bool]:
+    """For each source whether its file has that mark still; files of another size are not read."""
+    def same(item) -> bool:
+        source, before = item
+        with contextlib.suppress(OSError):
+            return before is not None and os.path.getsize(source.path) == before.bytes and mark(source.path) == before
+        return False
+
+    with ThreadPoolExecutor(THREADS) as threads:
+        return list(threads.map(same, items))
+
+
+def read_ahead(sources: Sequence[Source], read: Callable[[str], object], ahead: int) -> Iterator[Reading]:
+    """Each source with what `read` makes of its path, in order; up to `ahead` of them are read before they are taken.
+
+    read may raise anything: it becomes the reading's error.
+    """
+    if not sources:
+        return
+    import grain
+
+    def one(source: Source) -> Reading:
+        try:
+            return Reading(source, read(source.path), mark(source.path))
+        except Exception as error:  # one picture's failure is not the others'
+            return Reading(source, error=error)
+
+    options = grain.ReadOptions(num_threads=min(THREADS, ahead), prefetch_buffer_size=ahead)
+    pipeline = iter(grain.MapDataset.source(sources).map(one).to_iter_dataset(options))
+    try:
+        yield from pipeline
+    finally:
+        with contextlib.suppress(AttributeError):
+            pipeline.close()
