@@ -19,8 +19,10 @@ DATA = Path(__file__).parent / "data"
 sys.path.insert(0, str(DATA.parents[1] / "experiments"))  # what tests and experiments share lies there
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
-_programs = tempfile.TemporaryDirectory(prefix="samjax-tests-")  # programs compiled twice in one run come from here
-jax.config.update("jax_compilation_cache_dir", _programs.name)
+if "SAMJAX_TEST_PROGRAMS" not in os.environ:  # the workers of pytest-xdist share their parent's
+    _programs = tempfile.TemporaryDirectory(prefix="samjax-tests-")
+    os.environ["SAMJAX_TEST_PROGRAMS"] = _programs.name
+jax.config.update("jax_compilation_cache_dir", os.environ["SAMJAX_TEST_PROGRAMS"])  # what is compiled twice in a run
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 SMALL_DECODER = Decoder(mlp=64)
