@@ -20,7 +20,7 @@ from samjax import rle, upscale
 from samjax.config import SamConfig
 from samjax.geometry import prepare, scale_points, target_size
 from samjax.image import read_image
-from samjax.lockstep import Item, Lockstep, Round, on_host
+from samjax.lockstep import Item, Lockstep, Round, on_host, one_device
 from samjax.ops.boxes import crop_boxes, near_inner_edge, nms, xywh
 from samjax.predict import Sam
 from samjax.regions import bounding_box, clean
@@ -71,7 +71,8 @@ class Drawn(NamedTuple):
 
 def everything(sam: Sam, image, settings: Settings | None = None) -> list[dict]:
     """Masks of everything in a picture: see `Sam.everything`."""
-    found = next(each(sam, [Picture(read_image(image, sam.config.in_channels))], settings))
+    pictures = [Picture(read_image(image, sam.config.in_channels))]
+    found = next(each(sam, pictures, settings, one_device() if on_host() else None))
     if isinstance(found, Exception):
         raise found
     return found

@@ -133,6 +133,11 @@ def on_host() -> bool:
     return jax.default_backend() == "cpu"
 
 
+def one_device() -> list:
+    """All there is to one picture on a CPU: its devices, where it has several, share its cores."""
+    return jax.local_devices()[:1]
+
+
 class _Slot(NamedTuple):
     at: int  # among the items on the device
     item: int

@@ -261,7 +261,7 @@ def test_batches_are_of_one_size_and_cover_all_points(sam, monkeypatch, n, batch
 
 
 def test_one_program_serves_pictures_of_all_sizes(sam):
-    programs = lockstep._programs(CONFIG, tuple(jax.local_devices()))
+    programs = lockstep._programs(CONFIG, tuple(lockstep.one_device()))
     sam.everything(IMAGE, points_per_side=2, pred_iou_thresh=99.0)
     before = [program.program._cache_size() for program in programs]
     sam.everything(IMAGE[:50], points_per_side=2, pred_iou_thresh=99.0)

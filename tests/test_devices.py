@@ -52,7 +52,7 @@ def address():
 
 @pytest.mark.slow
 def test_everything_gives_the_same_files(work):
-    args = ["everything", "photos", "--overlay", "--crop-n-layers", "1", *LOOSE, "--out"]
+    args = ["everything", "photos", "--overlay", "--crop-n-layers", "1", "--crop-nms-thresh", "1", *LOOSE, "--out"]
     end(start(work, 1, *args, "one"))
     expected = tree(work / "one")
     end(start(work, 8, *args, "eight"))

@@ -21,7 +21,7 @@ try:
     import grain
     from absl import flags
 except ImportError as error:
-    raise InputError(f"training data need grain, which cannot be imported ({error}): pip install 'samjax[data]'"
+    raise InputError(f"training data need grain, which cannot be imported ({error}): pip install grain"
                      ) from None
 
 TRIES = 8  # other pictures that may stand in for a bad one
