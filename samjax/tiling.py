@@ -8,6 +8,8 @@ together, and what is found depends little on `tile`, which may follow from memo
 
 An object is found if a point of the lattice falls on it: those of 1.5 * spacing across always are.
 
+Prompts on a huge picture: `segment`, of `samjax.zoom`.
+
 Memory: one window and its features, 50 MB of logits for 64 points, and run lengths: 16 bytes for each run of each mask.
 """
 
@@ -37,8 +39,9 @@ from samjax.seams import Joined, Piece, Seams
 from samjax.settings import Settings
 from samjax.suppress import box_nms, mask_nms
 from samjax.windows import Picture, open_picture
+from samjax.zoom import Zoomed, segment
 
-__all__ = ["Plan", "everything", "plan", "records", "save_sa1b"]
+__all__ = ["Plan", "Zoomed", "everything", "plan", "records", "save_sa1b", "segment"]
 Box = tuple[int, int, int, int]
 PATCH = 16  # encoder pixels: windows start at multiples, so that an object lies alike in all that see it
 EDGE = 8  # encoder pixels: a mask that ends this near to its window's side is taken to be cut by it
