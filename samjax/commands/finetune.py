@@ -46,6 +46,7 @@ NUMBERS = {
         ("patience", int, 6, "end after so many evaluations without a better score; 0: never"),
         ("evaluate-every", int, 0, "steps between evaluations (default: a twelfth of all)"),
         ("val-objects", int, 150, "objects that an evaluation during training looks at"),
+        ("score-objects", int, 600, "objects of each data set that the untuned and the tuned scores are of"),
     ),
     "how": (
         ("lr", float, 0.0, "the learning rate (default: 3e-4, with --train all 1e-4)"),

@@ -97,9 +97,9 @@ class _Job:
         self.stored = convert.read(self.path)
         self.untuned = load(self.path)
         recipe = make_recipe(self.options, sum(map(len, self.sources["train"])))
-        if self.options.cached:
-            self.sources = {part: [self._with_features(source) for source in found]
-                            for part, found in self.sources.items()}
+        frozen = self.sources if self.options.cached else ("val", "kept") if self.options.frozen_encoder else ()
+        self.sources = {part: [self._with_features(source) if part in frozen else source for source in found]
+                        for part, found in self.sources.items()}
         baseline = self._baseline()
         plan = self._plan(recipe, baseline)
         config, params = self._start(recipe)
@@ -173,9 +173,10 @@ class _Job:
         return Sam(config, jax.device_put(params))
 
     def _evaluate(self, params: dict, step: int) -> dict:
-        pictures = None if self.options.cached else 24
-        return _scores(self._tuned(params), [Thinned(source, self.options.val_objects, pictures)
-                                             for source in self.sources["val"]])
+        pictures = None if self.options.frozen_encoder else 24
+        scores = _scores(self._tuned(params), [Thinned(source, self.options.val_objects, pictures)
+                                               for source in self.sources["val"]])
+        return {name: value for name, value in scores.items() if name != "objects"}
 
     def _keep(self, params: dict, step: int, scores: dict) -> None:
         """Writes the best model so far, in the form that files have."""
@@ -205,7 +206,8 @@ class _Job:
         found = {}
         for source in [*self.sources["val"], *self.sources["kept"]]:
             with self.progress(f"{what}, {source.name}") as progress:
-                found[source.name] = _scores(sam, [source], progress) | {"pictures": len(source)}
+                thin = Thinned(source, self.options.score_objects)
+                found[source.name] = _scores(sam, [thin], progress) | {"pictures": len(thin)}
         return found
 
     def _report(self, outcome: Outcome, baseline: dict, recipe: Recipe) -> dict:
@@ -214,7 +216,7 @@ class _Job:
                   "steps": outcome.step, "ended_by": outcome.reason, "best_step": outcome.best_step,
                   "pictures": sum(map(len, self.sources["train"])), "recipe": recipe_dict(recipe),
                   "training_seconds": round(outcome.seconds, 1),
-                  "seconds": round(outcome.seconds + baseline["prepared"] + baseline["took"] * 2, 1)}
+                  "seconds": round(outcome.seconds + baseline["prepared"] + 2 * baseline["took"], 1)}
         write_json(self.out / "report.json", report)
         return report
 
@@ -230,7 +232,7 @@ def table(report: dict) -> str:
     lines = [("mean IoU, %", "untuned", "tuned", "")]
     for name, before in report["untuned"].items():
         after = report["tuned"][name]
-        lines.append((f"{name} ({before['pictures']} pictures)", "", "", ""))
+        lines.append((f"{name} ({before['pictures']} pictures, {before['objects']} objects)", "", "", ""))
         lines += [(f"  {NAMES[key]}", f"{before[key]:.1f}", f"{after[key]:.1f}", f"{after[key] - before[key]:+.1f}")
                   for key in NAMES if key in before]
     widths = [max(map(len, column)) for column in zip(*lines)]
@@ -242,7 +244,7 @@ def _scores(sam: Sam, sources: Sequence[Source], progress: Callable | None = Non
     """Mean IoU in percent, means over the objects of all sources; "score": the mean of point and box."""
     rows = [row for source in sources for row in score(sam, source, progress=progress).rows]
     found = {name: 100.0 * sum(row.scores[name] for row in rows) / len(rows) for name in NAMES}
-    return {"score": (found["point"] + found["box"]) / 2} | found
+    return {"score": (found["point"] + found["box"]) / 2} | found | {"objects": len(rows)}
 
 
 def _fingerprint(path: Path) -> str:

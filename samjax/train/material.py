@@ -121,12 +121,14 @@ class Features:
                             + ".npz")
 
     def __getitem__(self, name: str) -> tuple[np.ndarray, tuple[int, int]]:
+        import zipfile
+
         try:
             with np.load(self.path(name)) as found:
                 return found["features"].astype(np.float32), tuple(found["size"].tolist())
         except FileNotFoundError:
             raise KeyError(name) from None
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
             raise InputError(f"{self.path(name)} is damaged ({error}): remove it") from None
 
     def write(self, name: str, features: np.ndarray, size: tuple[int, int]) -> None:

@@ -45,6 +45,7 @@ class Options:
     patience: int = 6
     evaluate_every: int = 0
     val_objects: int = 150
+    score_objects: int = 600
     sharding: str = "one"
     workers: int = 0
     seed: int = 0
@@ -58,8 +59,9 @@ class Options:
                      "patience", "evaluate_every", "workers", "seed"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise InputError(f"--{name.replace('_', '-')} {getattr(self, name)}: it must not be below 0")
-        if self.lora_rank < 1 or self.val_objects < 1:
-            raise InputError("--lora-rank and --val-objects must be 1 or more")
+        for name in ("lora_rank", "val_objects", "score_objects"):
+            if getattr(self, name) < 1:
+                raise InputError(f"--{name.replace('_', '-')} {getattr(self, name)}: it must be 1 or more")
         if not 0 <= self.average < 1:
             raise InputError(f"--average {self.average}: it must be at least 0 and below 1")
         if not 0 < self.mix_share < 1:

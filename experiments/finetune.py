@@ -1,0 +1,125 @@
+"""Fine-tuning MobileSAM on sets of professional pictures: val scores, and those of natural scenes, before and after.
+
+    python experiments/finetune.py DATASETS OUT [--sets crackforest isbi_em ...] [--minutes 10] [--natural coco128seg]
+                                   [--options "--lr 3e-4 --mix PATH"]
+
+DATASETS is a folder of data sets, each of a layout that `samjax finetune` reads. For each set it runs `samjax finetune`
+(train split; the best on the val split), scores the val splits of the set and of the natural scenes with both models,
+and draws OUT/SET_before_after.png. Everything is collected in experiments/results/finetune.json. Runs that are done
+already are not done again. Two cores of a CPU, minutes as given for each set.
+"""
+
+import argparse
+import json
+import shlex
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+import samjax
+from samjax.cli import main as samjax_main
+from samjax.data import open_source
+from samjax.evaluate import centre, score
+from samjax.evaluate.crops import Crop
+
+SETS = ("magnetic_tile", "isbi_em", "dsb2018", "cwfid", "kolektorsdd", "crackforest")
+RESULTS = Path(__file__).parent / "results" / "finetune.json"
+SIDE, ROWS = 320, 4
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("datasets", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--sets", nargs="+", default=SETS)
+    parser.add_argument("--natural", default="coco128seg")
+    parser.add_argument("--minutes", type=float, default=10.0)
+    parser.add_argument("--options", default="")
+    args = parser.parse_args()
+    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    untuned = samjax.load()
+    natural = open_source(args.datasets / args.natural, "val")
+    for name in args.sets:
+        report = tune(args, name)
+        tuned = samjax.load(str(args.out / name))
+        results.setdefault("natural", {"set": args.natural, "untuned": percent(score(untuned, natural))})
+        results.setdefault("sets", {})[name] = {
+            "untuned": next(iter(report["untuned"].values())), "tuned": next(iter(report["tuned"].values())),
+            "natural": percent(score(tuned, natural)), "steps": report["steps"], "best_step": report["best_step"],
+            "ended_by": report["ended_by"], "pictures": report["pictures"], "seconds": report["seconds"],
+            "options": args.options, "minutes": args.minutes}
+        RESULTS.parent.mkdir(exist_ok=True)
+        RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+        sheet(untuned, tuned, open_source(args.datasets / name, "val")).save(args.out / f"{name}_before_after.png")
+        curves = args.out / name / "curves.png"
+        if curves.exists():
+            shutil.copy(curves, args.out / f"{name}_curves.png")
+        print(row(name, results), flush=True)
+
+
+def tune(args, name: str) -> dict:
+    words = ["finetune", str(args.datasets / name), "--out", str(args.out / name), *shlex.split(args.options)]
+    status = samjax_main([*words, "--minutes", str(args.minutes)] if args.minutes else words)
+    if status or not (args.out / name / "report.json").exists():
+        sys.exit(f"samjax finetune ended with status {status}")
+    return json.loads((args.out / name / "report.json").read_text())
+
+
+def percent(report) -> dict:
+    return {name: round(100 * value, 2) for name, value in report.summary().items()}
+
+
+def row(name: str, results: dict) -> str:
+    found, natural = results["sets"][name], results["natural"]["untuned"]
+    gain = lambda key: f"{found['untuned'][key]:5.1f} -> {found['tuned'][key]:5.1f}"
+    return (f"{name}: point {gain('point')}, box {gain('box')}; {results['natural']['set']} point "
+            f"{natural['point']} -> {found['natural']['point']}, box {natural['box']} -> {found['natural']['box']}")
+
+
+def sheet(untuned, tuned, source) -> Image.Image:
+    """Rows of: the picture with its point, the true mask, the untuned answer, the tuned one. The largest objects of
+    pictures spread over the source."""
+    rows = []
+    for index in np.linspace(0, len(source) - 1, min(ROWS, len(source))).round().astype(int):
+        record = source[int(index)]
+        if not record.objects:
+            continue
+        truth = max(record.objects, key=lambda mask: mask.area()).mask()
+        x, y = centre(Crop(truth))
+        answers = []
+        for sam in (untuned, tuned):
+            out = sam.segment(sam.encode(record.image), points=[[x, y]], labels=[1])
+            answers.append(out.masks[0, out.best[0]])
+        ious = [100 * (mask & truth).sum() / (mask | truth).sum() for mask in answers]
+        rows.append([tile(record.image, None, (x, y), "point"), tile(record.image, truth, None, "truth")]
+                    + [tile(record.image, mask, (x, y), f"{what}, IoU {iou:.0f} %")
+                       for mask, iou, what in zip(answers, ious, ("untuned", "tuned"))])
+    page = Image.new("RGB", (4 * SIDE, sum(line[0].height for line in rows)), "white")
+    top = 0
+    for line in rows:
+        for column, picture in enumerate(line):
+            page.paste(picture, (column * SIDE, top))
+        top += line[0].height
+    return page
+
+
+def tile(image: np.ndarray, mask: np.ndarray | None, point, caption: str) -> Image.Image:
+    shown = image.astype(np.float32)
+    if mask is not None:
+        shown[mask] = 0.4 * shown[mask] + 0.6 * np.array([255, 40, 40])
+    picture = Image.fromarray(shown.astype(np.uint8))
+    scale = SIDE / picture.width
+    picture = picture.resize((SIDE, max(1, round(picture.height * scale))))
+    draw = ImageDraw.Draw(picture)
+    if point is not None:
+        x, y = (value * scale for value in point)
+        draw.ellipse((x - 4, y - 4, x + 4, y + 4), fill=(0, 255, 0), outline=(0, 0, 0))
+    draw.text((4, 4), caption, fill=(255, 255, 0), stroke_width=1, stroke_fill=(0, 0, 0))
+    return picture
+
+
+if __name__ == "__main__":
+    main()
