@@ -28,7 +28,7 @@ def spool(name: str, channels: int) -> tuple[object, tuple[int, int], np.dtype, 
 
     Raises InputError as `read_image` does, and where the temporary directory ($TMPDIR) has no room.
     """
-    with _open_header(name) as image:
+    with _open_header(name, name) as image:
         need = image.width * image.height * (2 if _is_deep(image) else channels)
     folder = tempfile.gettempdir()
     free = shutil.disk_usage(folder).free
@@ -73,7 +73,7 @@ def _in_a_child(name: str, channels: int, file) -> dict:
 
 
 def _write(name: str, channels: int, out) -> dict:
-    with _open_header(name) as opened:
+    with _open_header(name, name) as opened:
         image = _decode(opened, name)
         deep = _is_deep(image)
         if deep and not image.mode.startswith("I;16"):

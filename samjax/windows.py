@@ -159,7 +159,7 @@ def _open_file(name: str, channels: int, in_memory: int) -> Picture:
 
 def _header(name: str) -> Image.Image:
     try:
-        return _open_header(name)
+        return _open_header(name, name)
     except InputError:
         raise
     except Image.UnidentifiedImageError:
