@@ -105,8 +105,11 @@ class Batches(grain.DatasetIterator):
         if self._inner is None:
             self._inner = self._start()
         batch, problems = next(self._inner)
+        width = batch.pop("width")
+        masks = np.unpackbits(np.asarray(batch["masks"]), axis=-1, count=width).view(bool)
         if self._pipeline.workers:  # what they send lies in shared memory, which does not outlive them in peace
-            batch = {key: np.array(value) for key, value in batch.items()}
+            batch = {key: np.array(value) for key, value in batch.items() if key != "masks"}
+        batch["masks"] = masks
         self._next += 1
         self._watch(len(batch["valid"]), problems)
         return batch
@@ -196,10 +199,12 @@ class _Examples:
 
 
 def _stack(examples):
-    """A batch, and the problems of all its pictures."""
+    """A batch, its masks packed into bits for the way to this process, and the problems of all its pictures."""
     made = [example for example, _ in examples]
-    return ({key: np.stack([one[key] for one in made]) for key in made[0]},
-            [problem for _, problems in examples for problem in problems])
+    batch = {key: np.stack([one[key] for one in made]) for key in made[0] if key != "masks"}
+    batch["masks"] = np.stack([np.packbits(one["masks"], axis=-1) for one in made])
+    batch["width"] = made[0]["masks"].shape[-1]
+    return batch, [problem for _, problems in examples for problem in problems]
 
 
 class _Watch:
