@@ -139,6 +139,13 @@ def test_weights(config):
     assert sorted(n for n in order if n < 100) == sorted(list(range(5)) * 2)  # each set runs through its epochs
 
 
+def test_resume_at_the_end(config):
+    pipeline = make_pipeline([Numbered(7)], config, batch=3, shuffle=False, repeat=False)
+    _, states = take(pipeline)
+    assert states[-1] == {"batch": 3} and take(pipeline, None, states[-1]) == ([], [])
+    assert [numbers(batch) for batch in take(pipeline, None, states[-2])[0]] == [[6, None, None]]
+
+
 @pytest.mark.parametrize("augment", [None, Augment(0.5, (0.1, 2.0))])
 def test_resume_is_exact(tmp_path, config, augment):
     source = open_source(instance_folder(tmp_path / "data", pictures=7, objects=9))
