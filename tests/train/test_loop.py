@@ -165,12 +165,12 @@ def test_time_ends_it(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("sharding", ["pmap", "data", "fsdp"])
 def test_many_devices(tmp_path, unbroken, sharding):
-    """The same as on one, also when taken up on another number of devices."""
-    run(tmp_path, steps=20, plan=Plan(save_every=10, sharding=sharding))
+    """The same as on one, also where they go on with what one device began."""
+    run(tmp_path, steps=20)
     outcome = run(tmp_path, steps=40, plan=Plan(save_every=10, sharding=sharding))
+    assert outcome.resumed == 20
     np.testing.assert_allclose(kernel(outcome), kernel(unbroken[0]), rtol=1e-4, atol=1e-6)
-    outcome = run(tmp_path, steps=41)
-    assert outcome.resumed == 40
+    assert run(tmp_path, steps=40, plan=Plan(sharding=sharding)).resumed == 40
 
 
 def test_moving_average_and_pull(tmp_path):
@@ -179,7 +179,7 @@ def test_moving_average_and_pull(tmp_path):
     outcome = run(tmp_path, steps=3, plan=plan)
     rate = toy_loop.RECIPE.lr
     state = toy_loop.init_state(None, None, toy_loop.PARAMS, jax.random.key(0))
-    step, batches = toy_loop.make_step(None, None), Numbers()
+    step, batches = jax.jit(toy_loop.make_step(None, None)), Numbers()
     origin = x = average = toy_loop.PARAMS["mask_decoder"]["kernel"]
     for k in range(3):
         state, _ = step(state, next(batches))
