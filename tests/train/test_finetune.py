@@ -112,8 +112,8 @@ def test_the_encoder_too(place, part):
     assert not (place / part / "embeddings").exists()
 
 
-def test_thinned(place):
-    source = open_source(place / "data")
+def test_thinned(tmp_path):
+    source = open_source(shapes.write_folder(tmp_path / "data", pictures=16))
     thin = Thinned(source, objects=8)
     assert len(thin) == 8 and all(len(record.objects) == 1 for record in thin)
     assert thin.names() == [source.item_name(2 * i) for i in range(8)]
@@ -122,9 +122,9 @@ def test_thinned(place):
     assert len(Thinned(source, objects=1000, pictures=5)) == 5
 
 
-def test_listening(place):
+def test_listening(tmp_path):
     heard = []
-    source = Listening(open_source(place / "data"), heard)
+    source = Listening(open_source(shapes.write_folder(tmp_path / "data", pictures=4)), heard)
     source[3], source[1]
     assert heard == [source.item_name(3), source.item_name(1)]
 
