@@ -7,7 +7,7 @@ points, which do not say how large it is).
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax.numpy as jnp
 import numpy as np
@@ -23,6 +23,7 @@ from samjax.windows import Picture, open_picture
 Box = tuple[int, int, int, int]
 CLOSEST = 4  # encoder pixels a picture pixel at most: beyond, there is nothing more to see
 NEAR = 8  # encoder pixels: a mask that ends this near to its crop's side may go on beyond it
+SMALL = 1 / 32  # of the frame: a mask under it is looked at more closely; larger ones gain nothing by that
 SAME = 0.5  # IoU of the masks of two crops that are taken for the same object
 _STRIPES = 2**24  # pixels read at a time, of crops that are far larger than the frame
 
@@ -82,7 +83,7 @@ class Zoomed:
 
 
 def segment(sam: Sam, image, points=None, labels=None, boxes=None, *, multimask: bool | None = None,
-            share: float = 0.5) -> list[Zoomed]:
+            share: float = 0.25) -> list[Zoomed]:
     """Masks of objects in a picture of any size, each by its own crop.
 
     Args:
@@ -94,8 +95,9 @@ def segment(sam: Sam, image, points=None, labels=None, boxes=None, *, multimask:
 
     An object with a box is seen in the crop that the share gives it. One without is first looked for at native scale,
     in a crop as large as the model's frame (or as its points ask for); while its best mask reaches a side of the crop
-    beyond which the picture goes on, the crop is doubled; then, if the mask is small in it, it is looked at again in
-    the crop that the share gives to the mask, which counts if it shows the same object (IoU of 0.5 or more).
+    beyond which the picture goes on, the crop is doubled. If the mask then takes less than 1/32 of the crop's side, it
+    is looked at again in the crop that the share gives it, prompted by its box as well, which counts if it shows the
+    same object (IoU of 0.5 or more).
 
     Returns:
         For each object a `Zoomed`.
@@ -187,11 +189,11 @@ def _by_points(look: _Look, share: float) -> Zoomed:
         if not _cut(found) or wider == crop:
             break
         crop = wider
-    box = found.box()
-    closer = look.crop(box, max(_side(box), _side(around)) / share)
-    if _side(closer) > 0.7 * _side(crop):
+    x0, y0, x1, y1 = found.box()
+    closer = look.crop((x0, y0, x1 + 1, y1 + 1), (max(x1 - x0, y1 - y0) + 1) / share)
+    if (x0, y0) == (x1, y1) or max(x1 - x0, y1 - y0) >= SMALL * _side(crop):
         return found
-    again = look.at(closer)
+    again = replace(look, prompt=look.prompt | {"boxes": np.array([x0, y0, x1 + 1, y1 + 1], np.float64)}).at(closer)
     return again if not _cut(again) and _agree(found, again) else found
 
 

@@ -16,8 +16,9 @@ from samjax.windows import Picture, open_picture
 CONFIG = dataclasses.replace(SMALL_VIT, image_size=(256, 256))
 SAM = Sam(CONFIG, {})
 H, W = 3000, 4000
-SHAPES = {"speck": (900.0, 700.0, 14.0), "tree": (2000.0, 1000.0, 60.0), "roof": (3000.0, 2000.0, 420.0),
-          "corner": (3970.0, 40.0, 120.0), "field": (1500.0, 2000.0, 900.0)}  # x, y, half a side
+SHAPES = {"speck": (900.0, 700.0, 14.0), "mote": (300.0, 2600.0, 3.6), "tree": (2000.0, 1000.0, 60.0),
+          "roof": (3000.0, 2000.0, 420.0), "corner": (3970.0, 40.0, 120.0),
+          "field": (1500.0, 2000.0, 900.0)}  # x, y, half a side
 
 
 class Nowhere:
@@ -72,7 +73,7 @@ def check(found, name):
     ys, xs = np.nonzero(mask)
     assert found.box() == (xs.min(), ys.min(), xs.max(), ys.max())
     expected, _ = truth(name)
-    assert (mask & expected).sum() / (mask | expected).sum() > 0.95
+    assert (mask & expected).sum() / (mask | expected).sum() > (0.6 if name == "mote" else 0.95)
 
 
 @pytest.mark.parametrize("name", SHAPES)
@@ -87,10 +88,11 @@ def test_a_box_gets_the_crop_that_its_share_gives(crops, name):
     check(found, name)
 
 
-@pytest.mark.parametrize("name, sides", [("speck", [256, 68]), ("tree", [256]), ("roof", [256, 512, 1024]),
-                                         ("corner", [256]), ("field", [256, 512, 1024, 2048])])
+@pytest.mark.parametrize("name, sides", [("mote", [256, 64]), ("speck", [256]), ("tree", [256]),
+                                         ("roof", [256, 512, 1024]), ("corner", [256]),
+                                         ("field", [256, 512, 1024, 2048])])
 def test_a_point_is_zoomed_out_until_its_object_fits_and_in_if_it_is_small(crops, name, sides):
-    x, y = np.minimum(np.add(SHAPES[name][:2], 5), (W - 10, H - 10))
+    x, y = np.minimum(np.add(SHAPES[name][:2], 1), (W - 10, H - 10))
     found, = zoom.segment(SAM, Picture(Nowhere(), 3), points=[[x, y]], labels=[1], share=0.4)
     assert [x1 - x0 for x0, _, x1, _ in crops] == sides
     assert len(found.iou) == 3 and found.best == 1
@@ -128,9 +130,9 @@ def test_a_crop_that_shows_another_object_does_not_count(crops, monkeypatch):
         return (np.full_like(logits, 9), iou) if len(crops) > 1 else (logits, iou)
 
     monkeypatch.setattr(Sam, "_decode", fickle)
-    found, = zoom.segment(SAM, Picture(Nowhere(), 3), points=[[901, 701]], labels=[1])
+    found, = zoom.segment(SAM, Picture(Nowhere(), 3), points=[[301, 2601]], labels=[1])
     assert len(crops) == 2 and found.crop == crops[0]
-    check(found, "speck")
+    assert 20 < found.mask().sum() < 100
 
 
 def test_a_small_picture_is_segmented_as_a_whole_one():
