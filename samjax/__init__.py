@@ -15,11 +15,14 @@ _HOMES = {
     "mask_to_logits": "samjax.geometry", "read_image": "samjax.image",
     "normalise": "samjax.predict", "prepare": "samjax.geometry",
 }
-__all__ = sorted(_HOMES)
+_MODULES = ("data", "embeddings", "evaluate", "parallel", "tiling", "train", "zoom")  # used by name
+__all__ = sorted([*_HOMES, *_MODULES])
 __version__ = "0.1.0"
 
 
 def __getattr__(name: str):
+    if name in _MODULES:
+        return importlib.import_module(f"samjax.{name}")
     if name not in _HOMES:
         raise AttributeError(f"module 'samjax' has no attribute {name!r}")
     value = getattr(importlib.import_module(_HOMES[name]), name)
@@ -28,4 +31,4 @@ def __getattr__(name: str):
 
 
 def __dir__():
-    return sorted(set(globals()) | set(_HOMES))
+    return sorted(set(globals()) | set(__all__))

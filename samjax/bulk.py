@@ -149,9 +149,9 @@ def run(bulk: Bulk, open_encoder: Callable[[], Encoder], restart: bool = False) 
 
 def _shard(bulk: Bulk, work: Work, shard: int, kept: dict, results: Iterator) -> Iterator[tuple]:
     """Brings a shard up to date, with the next results for those of its sources that are not kept."""
-    sources, (array, _) = bulk.of(shard), bulk.files(shard)
+    sources, (array, about) = bulk.of(shard), bulk.files(shard)
     yield from ((source.name, None, True) for source in sources if source.name in kept)
-    if len(kept) == len(sources):
+    if len(kept) == len(sources) == _read(about).get("sources"):
         return
     entries, failures, rows, temporary = dict(kept), [], None, work.folder / "rows.npy"
     for row, source in enumerate(sources):
@@ -169,15 +169,18 @@ def _shard(bulk: Bulk, work: Work, shard: int, kept: dict, results: Iterator) ->
         if not failed:
             entries[source.name] = {"name": source.name, "row": row, **entry}
         yield source.name, failures[-1]["reason"] if failed else None, False
+    if rows is None and kept and len(old := np.load(array, mmap_mode="r")) != len(sources):  # the list is another now
+        rows = _rows(bulk, temporary, (len(sources), *old.shape[1:]), old.dtype, array)
     if rows is not None:
         rows.flush()
         del rows
+        about.unlink(missing_ok=True)  # it tells of the old rows
         work.put(array, partial(shutil.move, temporary))
     if not entries:
         array.unlink(missing_ok=True)
     images = [entries[source.name] for source in sources if source.name in entries]
-    work.put_json(bulk.files(shard)[1], {"key": bulk.key, "sources": len(sources), "images": images,
-                                         "failures": failures}, indent=1)
+    work.put_json(about, {"key": bulk.key, "sources": len(sources), "images": images, "failures": failures},
+                  indent=1)
 
 
 def _stale(array: Path, row: int) -> np.ndarray | None:
@@ -217,10 +220,11 @@ def _end(bulk: Bulk, work: Work) -> None:
     shards = [_read(bulk.files(shard)[1]) for shard in range(bulk.shards)]
     if any(found.get("key") != bulk.key or found.get("sources") != len(bulk.of(i)) for i, found in enumerate(shards)):
         return
-    for path in sorted(bulk.out.glob("shard-*.*")):
-        number = path.stem.removeprefix("shard-")
-        if number.isdigit() and int(number) >= bulk.shards:
-            path.unlink()
+    for about in sorted(bulk.out.glob("shard-?????.json")):
+        number = about.stem.removeprefix("shard-")
+        if number.isdigit() and int(number) >= bulk.shards and {"key", "sources", "images"} <= _read(about).keys():
+            for path in bulk.files(int(number)):
+                path.unlink(missing_ok=True)
     first = next((i for i, found in enumerate(shards) if found["images"]), None)
     shape = [] if first is None else list(np.load(bulk.files(first)[0], mmap_mode="r").shape[1:])
     work.put_json(bulk.index, _index(bulk) | {

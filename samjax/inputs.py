@@ -43,7 +43,7 @@ def find_sources(paths: Sequence[str], out, drawing: bool = True) -> tuple[list[
 
     Raises InputError: nothing there, no picture, `out` is one of the folders.
     """
-    found, others = {}, set()
+    paths, found, others = [os.fspath(path) for path in paths], {}, set()
     for path in sorted(set(paths), key=lambda path: (os.path.isfile(path), path)):
         for file, root in _reach(path, out, drawing):
             real = os.path.realpath(file)

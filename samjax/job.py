@@ -98,10 +98,10 @@ class Job:
     def json_of(self, source: Source) -> Path:
         return (self.out / "parts" if self.format == "coco" else self.out) / f"{source.stem}.json"
 
-    def pictures_of(self, source: Source) -> dict[str, Path]:
-        """What is drawn of a source -> its file."""
+    def pictures_of(self, source: Source, wanted: bool = True) -> dict[str, Path]:
+        """What is drawn of a source (or could be, but is not wanted) -> its file."""
         return {kind: self.out / f"{source.stem}_{kind}.png"
-                for kind, wanted in (("overlay", self.overlay), ("labels", self.label_map)) if wanted}
+                for kind, asked in (("overlay", self.overlay), ("labels", self.label_map)) if asked is wanted}
 
 
 class Outcome(NamedTuple):
@@ -191,7 +191,8 @@ def _begin(job: Job, work: Work) -> dict[str, str]:
     """Says that the folder is this job's and not complete. Returns the failures that it told of, if it was."""
     before = _read(job.manifest)
     for left in job.out.glob("manifest-*-of-*.json"):
-        if job.processes == 1 or not left.name.endswith(f"-of-{job.processes:05d}.json"):
+        ours = {"key", "complete"} <= _read(left).keys()
+        if ours and (job.processes == 1 or not left.name.endswith(f"-of-{job.processes:05d}.json")):
             left.unlink()
     work.put_json(job.manifest, _manifest(job), indent=1)
     if job.processes > 1:
@@ -303,6 +304,7 @@ def _write(job: Job, work: Work, reading: Reading, found: list[dict] | Exception
         pictures = _draw(job, source, pixels, records)
     except Exception as error:  # such as no memory for this one: the others go on
         return _failed(job, source, error)
+    _forget(job, source)
     for path, drawn in pictures:
         work.put(path, partial(save_png, picture=drawn))
     work.put_json(job.json_of(source), whole)  # last: it says that the picture is done
@@ -311,11 +313,19 @@ def _write(job: Job, work: Work, reading: Reading, found: list[dict] | Exception
 
 def _failed(job: Job, source: Source, error: Exception) -> Outcome:
     """Nothing stays of a picture that failed, not even what an earlier run has made of it."""
+    _forget(job, source)
     for path in (job.json_of(source), *job.pictures_of(source).values()):
         path.unlink(missing_ok=True)
     if isinstance(error, InputError):
         return Outcome(source.name, None, str(error).removeprefix(source.path).lstrip(": "))
     return Outcome(source.name, None, " ".join(f"{type(error).__name__}: {error}".split()))
+
+
+def _forget(job: Job, source: Source) -> None:
+    """Removes what an earlier run drew and this one will not: it would be taken for drawn of the new masks."""
+    if "job" in _read(job.json_of(source)).get("info", {}):
+        for path in job.pictures_of(source, wanted=False).values():
+            path.unlink(missing_ok=True)
 
 
 def _draw(job: Job, source: Source, pixels: np.ndarray, records: list[dict]) -> list[tuple[Path, object]]:

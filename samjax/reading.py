@@ -57,7 +57,11 @@ def read_ahead(sources: Sequence[Source], read: Callable[[str], object], ahead: 
 
     def one(source: Source) -> Reading:
         try:
-            return Reading(source, read(source.path), mark(source.path))
+            before = None
+            with contextlib.suppress(OSError):  # read says better what is wrong
+                before = mark(source.path)  # first: of a file that is replaced meanwhile, the next run sees it
+            picture = read(source.path)
+            return Reading(source, picture, before or mark(source.path))
         except Exception as error:  # one picture's failure is not the others'
             return Reading(source, error=error)
 

@@ -156,6 +156,11 @@ def test_only_what_changed_is_done_again(photos):
         (photos / name).unlink()
     do(a_bulk())
     assert len(Embeddings("out")) == 3 and not Path("out/shard-00002.npy").exists()
+    (photos / "sub/3.png").unlink()  # the last of a shard: nothing is left to encode
+    do(a_bulk(), encode=None)
+    shutil.rmtree("whole")
+    do(a_bulk("whole"))
+    assert len(Embeddings("out")) == 2 and tree("out") == tree("whole")
 
 
 def test_processes_share_shards(photos):
@@ -185,6 +190,15 @@ def test_folders_of_others_are_left_alone(photos):
     do(a_bulk(shard=3), restart=True)
     do(a_bulk("whole", shard=3))
     assert tree("out") == tree("whole")
+
+
+def test_shards_of_others_are_kept(photos):
+    Path("out").mkdir()
+    others = {"shard-00000.tar": "tar", "shard-00007.npy": "array", "shard-00008.json": "{}"}
+    for name, content in others.items():
+        Path("out", name).write_text(content)
+    do(a_bulk())
+    assert {name: Path("out", name).read_text() for name in others} == others
 
 
 def test_wrong_arguments(photos, capsys):

@@ -440,6 +440,28 @@ def test_a_restart_that_was_killed_leaves_nothing_of_the_old_settings(work):
     assert tree("out") == tree("whole")
 
 
+def test_nothing_is_left_that_was_drawn_of_other_masks(work):
+    do(a_job(label_map=True))
+    assert len(list(Path("out").rglob("*_labels.png"))) == 3
+    other = {"settings": Settings(points_per_side=5, output_mode="coco_rle")}
+    do(a_job(**other), restart=True)
+    assert not list(Path("out").rglob("*_labels.png"))
+    assert not any(outcome.before for outcome in do(a_job(**other, label_map=True)))
+
+
+def test_manifests_of_others_are_kept(work):
+    Path("out").mkdir()
+    Path("out/manifest-00003-of-00008.json").write_text('{"theirs": 1}')
+    do(a_job())
+    assert Path("out/manifest-00003-of-00008.json").read_text() == '{"theirs": 1}'
+
+
+def test_paths_may_be_path_objects(work):
+    assert find_sources([Path("photos")], Path("out")) == find_sources(["photos"], "out")
+    with pytest.raises(InputError, match="no"):
+        find_sources([Path("nowhere")], Path("out"))
+
+
 def test_two_at_once(work):
     running = job.run(a_job(), model_of(records_of))
     next(running)

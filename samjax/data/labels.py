@@ -8,7 +8,7 @@ from samjax.errors import InputError
 from samjax.image import open_image
 
 KINDS = ("auto", "instances", "classes")
-SOFT = 32  # grey values from which a mask counts as antialiased, and not as one of many classes
+SOFT = 32  # grey values from which a mask may be antialiased, and not one of many classes: if an eighth is white
 VOID = 255
 
 
@@ -17,16 +17,20 @@ def read_objects(path, kind: str = "auto") -> list[Part]:
 
     kind: "instances": each id (or colour) is an object; "classes": each 8-connected part of each class (or colour) is;
     "auto": instances in pictures of 16 bits and more, classes in all others. Of a grey or JPEG mask with soft edges,
-    what is at least half bright is taken. In a palette picture with other classes, 255 is void.
+    what is at least half bright is taken. In a palette picture with other classes, 255 is void. Neither is done to
+    "instances", whose values are all ids.
     """
-    ids, deep = read_ids(path)
+    ids, deep = read_ids(path, kind == "instances")
     if kind == "instances" or (kind == "auto" and deep):
         return _instances(ids)
     return [part for value in np.unique(ids[ids != 0]) for part in _connected(ids == value)]
 
 
-def read_ids(path) -> tuple[np.ndarray, bool]:
-    """Integer (h, w), 0 for background, and whether the file has more than 8 bits a pixel."""
+def read_ids(path, exact: bool = False) -> tuple[np.ndarray, bool]:
+    """Integer (h, w), 0 for background, and whether the file has more than 8 bits a pixel.
+
+    exact: 8-bit values (not of a JPEG) as they are, neither hardened nor taken for void.
+    """
     image = open_image(path)
     mode = image.mode
     if mode[0] in "IF":
@@ -38,15 +42,15 @@ def read_ids(path) -> tuple[np.ndarray, bool]:
     if mode == "1":
         return np.asarray(image).astype(np.uint8), False
     if mode == "P":
-        return _without_void(np.asarray(image)), False
+        return np.asarray(image) if exact else _without_void(np.asarray(image)), False
     if mode in ("L", "LA"):
         grey = np.asarray(image.getchannel(0))
-        return _hard(grey, image.format == "JPEG"), False
+        return grey if exact and image.format != "JPEG" else _hard(grey, image.format == "JPEG"), False
     return _colours(image), False
 
 
 def _hard(grey: np.ndarray, lossy: bool) -> np.ndarray:
-    soft = lossy or (grey.max() == 255 and len(np.unique(grey)) > SOFT)
+    soft = lossy or (len(np.unique(grey)) > SOFT and (grey == 255).sum() > (grey > 0).sum() / 8)
     return (grey >= 128).astype(np.uint8) if soft else grey
 
 

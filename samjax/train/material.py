@@ -49,7 +49,8 @@ def usable(sources: dict[str, list[Source]], reports: dict[str, list[Report]]) -
     """The sources without what cannot be used. Raises InputError where nothing is left."""
     kept = {part: [source.select(report.good, source.name) for source, report in zip(found, reports[part])]
             for part, found in sources.items()}
-    for part in ("train", "val"):
+    kept["kept"] = [source for source in kept["kept"] if len(source)]  # only scored
+    for part in ("train", "val", "mix"):
         for source, report in zip(kept[part], reports[part]):
             if not len(source):
                 reason = f"; the first: {report.bad[0].name}: {report.bad[0].reason}" if report.bad else ""

@@ -88,6 +88,17 @@ def test_soft_edges_and_jpeg_noise_are_no_classes(tmp_path):
     assert len(found) == 1 and abs(found[0].area() - want) < 10
 
 
+def test_255_is_an_id_among_many(tmp_path):
+    ids = np.repeat(np.arange(1, 62, dtype=np.uint8), 40).reshape(61, 40)
+    ids[ids == 61] = 255
+    assert len(read_objects(write(tmp_path / "a.png", ids), "instances")) == 61
+    assert len(read_objects(write(tmp_path / "a.png", ids))) == 61
+    image = Image.fromarray(ids)
+    image.putpalette(list(range(256)) * 3)
+    image.save(tmp_path / "b.png")
+    assert len(read_objects(tmp_path / "b.png", "instances")) == 61
+
+
 def test_bits_and_empty(tmp_path):
     assert len(read_objects(write(tmp_path / "a.png", np.eye(9, dtype=bool)))) == 1  # 8-connected
     assert read_objects(write(tmp_path / "b.png", np.zeros((9, 9), np.uint8))) == []
