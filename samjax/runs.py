@@ -87,3 +87,32 @@ def counts(runs: Runs, width: int) -> np.ndarray:
     edges = np.delete(edges, np.concatenate([goes_on, goes_on + 1]))
     lengths = np.diff(edges, prepend=0, append=runs.height * width)
     return lengths[:-1] if len(lengths) > 1 and lengths[-1] == 0 else lengths
+
+
+def parts(runs: Runs) -> list[Runs]:
+    """The connected parts (8-connected), largest first."""
+    n = len(runs.start)
+    if n == 0:
+        return []
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    start, stop, height = runs
+    column = start // height
+    # Runs of the next column that touch this one, be it by a corner, lie in a row: from `low` to before `high`.
+    low = np.maximum(np.searchsorted(stop, start + height), np.searchsorted(start, (column + 1) * height))
+    high = np.minimum(np.searchsorted(start, stop + height, "right"), np.searchsorted(start, (column + 2) * height))
+    number = np.maximum(high - low, 0)
+    one = np.repeat(np.arange(n), number)
+    two = np.arange(len(one)) - np.repeat(np.cumsum(number) - number, number) + np.repeat(low, number)
+    # Within a column, runs that a union left side by side.
+    beside = np.flatnonzero((start[1:] == stop[:-1]) & (column[1:] == column[:-1]))
+    one, two = np.concatenate([one, beside]), np.concatenate([two, beside + 1])
+    graph = coo_array((np.ones(len(one), np.int8), (one, two)), shape=(n, n))
+    total, label = connected_components(graph, directed=False)
+    if total == 1:
+        return [runs]
+    order = np.argsort(label, kind="stable")
+    ends = np.cumsum(np.bincount(label, minlength=total))[:-1]
+    found = [Runs(start[i], stop[i], height) for i in np.split(order, ends)]
+    return sorted(found, key=lambda part: -part.area)

@@ -4,15 +4,16 @@ A mask that reaches an inner side of its window is a fragment. In the overlap wi
 with that window's masks:
 
 - a whole mask that agrees there (IoU) and holds nearly all of the fragment is the object: the fragment goes;
-- two fragments that agree best with each other there belong together.
+- a fragment that agrees there may be another part of the same object. Such pairs are joined, those that share most
+  first and that other windows confirm, if all parts of an object agree with each other wherever their windows overlap.
 
-Fragments that belong together are one object, their union, if every cut side of each is continued by another; else all
-of them go, as masks cut by a crop do in the official generator. NumPy only; memory follows the masks' runs, time the
-number of masks that share an overlap.
+The parts are one object, their union, if what each has along its cut sides is found in others; else all of them go, as
+masks cut by a crop do in the official generator. NumPy only; memory follows the masks' runs, time the number of masks
+that share an overlap.
 """
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -20,6 +21,8 @@ import numpy as np
 from samjax.runs import Runs, bounds, clip, shared, union
 
 Box = tuple[int, int, int, int]
+Name = tuple[int, int]  # a piece: its window and its number there
+SLIVER = 0.1  # two parts agree all the same if they differ by less than this share of the smaller
 
 
 class Piece(NamedTuple):
@@ -49,15 +52,16 @@ class Joined(NamedTuple):
 class Seams:
     """Takes the pieces of window after window, gives the objects."""
 
-    def __init__(self, windows: Sequence[Box], agreement: float, trim: int = 0):
+    def __init__(self, windows: Sequence[Box], agreement: float, trim: int):
         """windows: x0, y0, x1, y1 (exclusive). agreement: the least IoU of two masks in an overlap, and the least share
         of a fragment that a whole mask holds. trim: pixels along a cut side that are left to the neighbour, which sees
         more around them; overlaps are more than twice as wide."""
         self.windows, self.agreement, self.trim = list(windows), agreement, trim
         self._near = _overlapping(self.windows)
         self._pieces: dict[int, list[Piece]] = {}
-        self._gone: set[tuple[int, int]] = set()  # (window, number) of fragments of what is whole elsewhere
-        self._links: dict[tuple[int, int], list[tuple[int, int]]] = defaultdict(list)
+        self._gone: set[Name] = set()  # fragments of what is whole elsewhere
+        self._links: list[tuple[float, Name, Name]] = []  # how much speaks for it, two fragments
+        self._compared, self._found_again = defaultdict(int), defaultdict(int)  # pixels of pieces, over all overlaps
 
     def add(self, window: int, pieces: Sequence[Piece]) -> None:
         """The pieces of a window, which is given once; in any order of windows."""
@@ -74,7 +78,7 @@ class Seams:
                 found.append(self._join(group))
         return found
 
-    def _join(self, group: Sequence[tuple[int, int]]) -> Joined:
+    def _join(self, group: Sequence[Name]) -> Joined:
         pieces = [self._piece(name) for name in sorted(group)]  # whatever the order of discovery
         runs = union([self._trimmed(piece) for piece in pieces])
         areas = np.array([piece.runs.area for piece in pieces], np.float64)
@@ -86,7 +90,7 @@ class Seams:
         inwards = np.array([1, 1, -1, -1]) * self.trim * np.array(piece.cut)
         return clip(piece.runs, tuple((np.array(self.windows[piece.window]) + inwards).tolist()))
 
-    def _piece(self, name: tuple[int, int]) -> Piece:
+    def _piece(self, name: Name) -> Piece:
         return self._pieces[name[0]][name[1]]
 
     def _compare(self, a: int, b: int) -> None:
@@ -94,7 +98,7 @@ class Seams:
         overlap = _meet(self.windows[a], self.windows[b])
         parts = [self._parts(window, overlap) for window in (a, b)]
         towards = [_towards(self.windows[i], self.windows[j]) for i, j in ((a, b), (b, a))]
-        best: dict[tuple[int, int], tuple] = {}
+        again = defaultdict(int)
         for one, its_part, its_area in parts[0]:
             for two, other_part, other_area in parts[1]:
                 pieces = [self._piece(name) for name in (one, two)]
@@ -106,23 +110,21 @@ class Seams:
                 iou = both / (its_area + other_area - both)
                 if iou < self.agreement:
                     continue
+                again[one], again[two] = max(again[one], both), max(again[two], both)
                 if all(any(piece.cut) for piece in pieces):
-                    for name, other in ((one, two), (two, one)):
-                        best[name] = max(best.get(name, ()), (iou, self._piece(other).iou, other))
+                    self._links.append((both * iou**8, one, two))
                 else:
-                    fragment, whole = (one, two) if cut[0] else (two, one)
-                    self._settle(fragment, whole)
-        for name, (*_, other) in best.items():
-            if name < other and best[other][-1] == name:
-                self._links[name].append(other)
-                self._links[other].append(name)
+                    self._settle(*((one, two) if cut[0] else (two, one)))
+        for name, _, area in (*parts[0], *parts[1]):
+            self._compared[name] += area
+            self._found_again[name] += again[name]
 
-    def _settle(self, fragment: tuple[int, int], whole: tuple[int, int]) -> None:
+    def _settle(self, fragment: Name, whole: Name) -> None:
         piece, other = self._piece(fragment), self._piece(whole)
         if not any(other.cut) and shared(piece.runs, other.runs) >= self.agreement * piece.runs.area:
             self._gone.add(fragment)
 
-    def _parts(self, window: int, overlap: Box) -> list[tuple[tuple[int, int], Runs, int]]:
+    def _parts(self, window: int, overlap: Box) -> list[tuple[Name, Runs, int]]:
         """(name, runs inside, their area) of the pieces that reach into the overlap."""
         found = []
         for i, piece in enumerate(self._pieces[window]):
@@ -133,29 +135,45 @@ class Seams:
                     found.append(((window, i), part, part.area))
         return found
 
-    def _groups(self) -> Iterator[list[tuple[int, int]]]:
+    def _groups(self) -> list[list[Name]]:
         """Fragments that belong together, but for those that are gone."""
-        seen = set(self._gone)
-        for window, pieces in self._pieces.items():
-            for i, piece in enumerate(pieces):
-                if (window, i) in seen or not any(piece.cut):
-                    continue
-                group = [(window, i)]
-                seen.add((window, i))
-                for name in group:
-                    for other in self._links.get(name, ()):
-                        if other not in seen:
-                            seen.add(other)
-                            group.append(other)
-                yield group
+        group_of: dict[Name, list[Name]] = {}
+        sure = {name: self._found_again[name] / area for name, area in self._compared.items()}
+        links = [(much * sure[one] * sure[two], *sorted((one, two))) for much, one, two in self._links]
+        for _, one, two in sorted(links, reverse=True):
+            if one in self._gone or two in self._gone:
+                continue
+            a, b = (group_of.setdefault(name, [name]) for name in (one, two))
+            if a is not b and all(self._agree(c, d) for c in a for d in b if d[0] == c[0] or d[0] in self._near[c[0]]):
+                a += b
+                for name in b:
+                    group_of[name] = a
+        return list({id(group): group for group in group_of.values()}.values())
 
-    def _continued(self, name: tuple[int, int], group) -> bool:
-        """Whether the object goes on beyond each cut side of the piece, in a piece linked with it."""
-        left = np.array(self._piece(name).cut)
-        for other in self._links.get(name, ()):
-            if other not in self._gone:
-                left &= ~np.array(_towards(self.windows[name[0]], self.windows[other[0]]))
-        return not left.any()
+    def _agree(self, one: Name, two: Name) -> bool:
+        """Whether two pieces may be parts of one object: of one window if they are apart, else if they agree."""
+        a, b = self._piece(one), self._piece(two)
+        least = min(a.runs.area, b.runs.area)
+        if one[0] == two[0]:
+            return shared(a.runs, b.runs) <= SLIVER * least
+        overlap = _meet(self.windows[one[0]], self.windows[two[0]])
+        parts = [clip(piece.runs, overlap) for piece in (a, b)]
+        both = shared(*parts)
+        either = parts[0].area + parts[1].area - both
+        return both >= self.agreement * either or either - both <= SLIVER * least
+
+    def _continued(self, name: Name, group: Sequence[Name]) -> bool:
+        """Whether others of the group, whose windows go on there, have what the piece has along each cut side."""
+        piece, window = self._piece(name), self.windows[name[0]]
+        for side in np.flatnonzero(piece.cut):
+            others = [self._piece(other).runs for other in group
+                      if other[0] in self._near[name[0]] and _towards(window, self.windows[other[0]])[side]]
+            strip = list(window)
+            strip[(side + 2) % 4] = strip[side] + (self.trim if side < 2 else -self.trim)
+            there = clip(piece.runs, tuple(strip))
+            if not others or shared(there, union(others)) < self.agreement * there.area:
+                return False
+        return True
 
 
 def _overlapping(windows: Sequence[Box]) -> list[list[int]]:

@@ -5,11 +5,14 @@ NumPy only.
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 
 import numpy as np
 
-from samjax.runs import Runs, shared
+from samjax.runs import Runs, parts, shared
+
+SPECK = 0.02  # of a mask: parts below it do not count
 
 
 def box_nms(boxes: np.ndarray, scores: np.ndarray, threshold: float) -> np.ndarray:
@@ -20,7 +23,6 @@ def box_nms(boxes: np.ndarray, scores: np.ndarray, threshold: float) -> np.ndarr
     boxes = np.asarray(boxes, np.float32).reshape(-1, 4)
     areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
     sides = np.maximum(np.maximum(boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]), 1)
-    reach = 1 - math.log2(max(threshold, 1e-9))
 
     def cells(i, level):
         x0, y0, x1, y1 = (int(side // 2.0**level) for side in boxes[i])
@@ -34,7 +36,8 @@ def box_nms(boxes: np.ndarray, scores: np.ndarray, threshold: float) -> np.ndarr
             iou = both / (areas[i] + areas[near] - both)
         return bool((iou.astype(np.float64) > threshold).any())
 
-    return _greedy(scores, np.log2(sides), reach, cells, duplicates)
+    index = _Nearby(1 - math.log2(max(threshold, 1e-9)))
+    return _greedy(scores, index, lambda i: math.log2(sides[i]), cells, duplicates)
 
 
 def mask_nms(masks: Sequence[Runs], scores: np.ndarray, threshold: float) -> np.ndarray:
@@ -42,47 +45,85 @@ def mask_nms(masks: Sequence[Runs], scores: np.ndarray, threshold: float) -> np.
 
     It finds what boxes miss: copies of a mask with a speck far away. Empty masks stay.
     """
-    areas = np.array([mask.area for mask in masks], np.int64)
-
-    def cells(i, level):
-        """The squares that hold some of the mask, about as wide as the root of its area."""
-        start, stop, height = masks[i]
-        side = max(1, int(2.0**level))
-        x, first, last = start // height // side, start % height // side, (stop - 1) % height // side
-        found = {*zip(x.tolist(), first.tolist()), *zip(x.tolist(), last.tolist())}
-        long = np.flatnonzero(last > first + 1)
-        return found | {(int(x[j]), y) for j in long for y in range(int(first[j]) + 1, int(last[j]))}
-
-    def duplicates(i, near):
-        for j in near:
-            if min(areas[i], areas[j]) > threshold * max(areas[i], areas[j]):
-                both = shared(masks[i], masks[j])
-                if both > threshold * (areas[i] + areas[j] - both):
-                    return True
-        return False
-
-    reach = 1 - math.log2(max(threshold, 1e-9)) / 2
-    return _greedy(scores, np.log2(np.maximum(areas, 1)) / 2, reach, cells, duplicates)
+    index = _Nearby(1 - math.log2(max(threshold, 1e-9)) / 2)
+    return _greedy(scores, index, lambda i: _size(masks[i]), lambda i, level: _cells(masks[i], level),
+                   lambda i, near: any(_iou_above(masks[i], masks[j], threshold) for j in near))
 
 
-def _greedy(scores, sizes: np.ndarray, reach: float, cells, duplicates) -> np.ndarray:
-    """Indices of what stays, best score first (equal ones in their order).
+def without_groups(masks: Sequence[Runs], threshold: float) -> list[int]:
+    """Indices of the masks that are no mere groups of others, in their order.
 
-    sizes: logarithms to base 2; what differs by more than `reach` is no duplicate. cells(i, level): places, of about
-    the size 2^level, of which two duplicates share one. duplicates(i, near): whether any of `near` rules i out.
+    A group has several parts apart from each other, each of which is one of the other masks (IoU above the threshold).
     """
-    kept, grid, at_level = [], defaultdict(list), defaultdict(list)
+    index = _Nearby(1 - math.log2(max(threshold, 1e-9)) / 2)
+    split = []
+    for i, mask in enumerate(masks):
+        pieces = [part for part in parts(mask) if part.area >= SPECK * mask.area]
+        split.append(pieces)
+        if len(pieces) == 1:  # a group is not itself a part of a group
+            index.add(i, _size(mask), partial(_cells, mask))
+
+    def known(piece):
+        near = index.near(_size(piece), partial(_cells, piece))
+        return any(_iou_above(piece, masks[j], threshold) for j in near)
+
+    return [i for i, pieces in enumerate(split) if len(pieces) < 2 or not all(known(piece) for piece in pieces)]
+
+
+class _Nearby:
+    """Finds what is near and of a like size.
+
+    reach: how far the logarithms (to base 2) of two sizes may differ. cells(level): the places, about 2^level wide,
+    that something takes; things that are to find each other share one.
+    """
+
+    def __init__(self, reach: float):
+        self.reach, self.grid, self.levels = reach, defaultdict(list), defaultdict(list)
+
+    def add(self, i: int, size: float, cells: Callable[[int], Iterable[tuple[int, int]]]) -> None:
+        level = math.ceil(size)
+        self.levels[level].append(i)
+        for cell in cells(level):
+            self.grid[level, *cell].append(i)
+
+    def near(self, size: float, cells: Callable[[int], Iterable[tuple[int, int]]]) -> list[int]:
+        found = set()
+        for level, there in self.levels.items():
+            if abs(level - size) <= self.reach:
+                few = 4.0 ** (size - level + 1) < len(there)  # cells to look into
+                found.update(*(self.grid.get((level, *cell), ()) for cell in cells(level)) if few else (there,))
+        return sorted(found)
+
+
+def _greedy(scores, index: _Nearby, size, cells, duplicates) -> np.ndarray:
+    """Indices of what stays, best score first (equal ones in their order)."""
+    kept = []
     for i in np.argsort(-np.asarray(scores), kind="stable").tolist():
-        near = set()
-        for level, there in at_level.items():
-            if abs(level - sizes[i]) <= reach:
-                few = 4.0 ** (sizes[i] - level + 1) < len(there)  # cells to look into
-                near.update(*(grid.get((level, *cell), ()) for cell in cells(i, level)) if few else (there,))
-        if near and duplicates(i, sorted(near)):
+        near = index.near(size(i), lambda level: cells(i, level))  # noqa: B023 (called at once)
+        if near and duplicates(i, near):
             continue
-        own = math.ceil(sizes[i])
-        for cell in cells(i, own):
-            grid[own, *cell].append(i)
-        at_level[own].append(i)
+        index.add(i, size(i), lambda level: cells(i, level))  # noqa: B023
         kept.append(i)
     return np.array(kept, np.int64)
+
+
+def _size(mask: Runs) -> float:
+    return math.log2(max(mask.area, 1)) / 2
+
+
+def _cells(mask: Runs, level: int) -> set[tuple[int, int]]:
+    """The squares that hold some of a mask."""
+    start, stop, height = mask
+    side = max(1, int(2.0**level))
+    x, first, last = start // height // side, start % height // side, (stop - 1) % height // side
+    found = {*zip(x.tolist(), first.tolist()), *zip(x.tolist(), last.tolist())}
+    long = np.flatnonzero(last > first + 1)
+    return found | {(int(x[j]), y) for j in long for y in range(int(first[j]) + 1, int(last[j]))}
+
+
+def _iou_above(a: Runs, b: Runs, threshold: float) -> bool:
+    areas = a.area, b.area
+    if min(areas) <= threshold * max(areas):
+        return False
+    both = shared(a, b)
+    return both > threshold * (sum(areas) - both)

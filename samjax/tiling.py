@@ -37,7 +37,7 @@ from samjax.prompts import FOREGROUND, NOT_A_POINT
 from samjax.regions import bounding_box, clean
 from samjax.seams import Joined, Piece, Seams
 from samjax.settings import Settings
-from samjax.suppress import box_nms, mask_nms
+from samjax.suppress import box_nms, mask_nms, without_groups
 from samjax.windows import Picture, open_picture
 from samjax.zoom import Zoomed, segment
 
@@ -122,7 +122,9 @@ def everything(sam: Sam, image, settings: Settings | None = None, *, tile: int =
         an object that was joined; such a one has the points of all its parts, and its scores are their means.
 
     Windows of one single colour are skipped: nothing in them can be told from anything. An object of which a part
-    cannot be found beyond a seam is left out, as what a crop cuts is left out officially.
+    cannot be found beyond a seam is left out, as what a crop cuts is left out officially. Of masks that are alike (IoU
+    of boxes or of masks above box_nms_thresh) the most confident stays; a mask of several parts apart from each other,
+    each of which is a mask of its own as well, is left out.
 
     Raises InputError.
     """
@@ -314,7 +316,8 @@ def _finished(found: list[Joined], layout: Plan, image_hw: tuple[int, int], sett
         found = [one for one in found if one.runs.area < most]
     scores = lambda: np.array([one.iou for one in found], np.float32)
     found = [found[i] for i in box_nms(np.array([one.box for one in found]), scores(), settings.box_nms_thresh)]
-    for i in mask_nms([one.runs for one in found], scores(), settings.box_nms_thresh):
+    found = [found[i] for i in mask_nms([one.runs for one in found], scores(), settings.box_nms_thresh)]
+    for i in without_groups([one.runs for one in found], settings.box_nms_thresh):
         yield _record(found[i], layout, image_hw, settings.output_mode)
 
 

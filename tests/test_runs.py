@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from plain import flood
 
 from samjax import rle, runs
 
@@ -51,6 +52,15 @@ def test_runs_do_what_arrays_do(seed, h, w):
     assert runs.shared(parts[0], parts[1]) == (plain[0] & plain[1]).sum() == runs.shared(parts[1], parts[0])
     np.testing.assert_array_equal(dense(runs.union(parts), w), plain[0] | plain[1] | plain[2])
     np.testing.assert_array_equal(dense(runs.union(parts[:1]), w), plain[0])
+
+
+@given(st.integers(0, 2**32), st.integers(1, 9), st.integers(1, 9))
+@settings(max_examples=150, deadline=None)
+def test_connected_parts_are_those_of_a_flood(seed, h, w):
+    mask = np.random.default_rng(seed).random((h, w)) < 0.4
+    found = [{tuple(p) for p in np.argwhere(dense(part, w))} for part in runs.parts(runs.of_mask(mask, (0, 0), h))]
+    assert sorted(map(sorted, found)) == sorted(map(sorted, (map(tuple, region) for region in flood(mask))))
+    assert [len(part) for part in found] == sorted(map(len, found), reverse=True)
 
 
 def test_a_part_lies_where_its_corner_says():

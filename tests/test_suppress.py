@@ -7,7 +7,7 @@ import pytest
 
 from samjax import runs
 from samjax.ops.boxes import nms
-from samjax.suppress import box_nms, mask_nms
+from samjax.suppress import box_nms, mask_nms, without_groups
 
 
 def boxes_at_random(random, n, side):
@@ -49,6 +49,24 @@ def test_masks_as_all_with_all(threshold):
     found = mask_nms([runs.of_mask(mask, (0, 0), 70) for mask in plain], scores, threshold)
     np.testing.assert_array_equal(found, expected)
     assert 0 < len(expected) < len(plain) or threshold == 1
+
+
+def test_groups_of_known_masks_are_left_out():
+    def mask(*boxes):
+        out = np.zeros((300, 300), bool)
+        for x0, y0, x1, y1 in boxes:
+            out[y0:y1, x0:x1] = True
+        return runs.of_mask(out, (0, 0), 300)
+
+    a, b, c = (10, 10, 60, 70), (100, 20, 200, 90), (20, 150, 120, 280)
+    nearly_b = 102, 20, 200, 92
+    speck = 250, 250, 256, 256
+    masks = [mask(a, b), mask(a), mask(nearly_b), mask(b, c), mask(a, speck), mask(a, (61, 10, 99, 70), b),
+             mask((10, 10, 35, 70), c), mask(a, b, speck)]
+    #        both known         known            c is not known   one part    one part, not two
+    assert without_groups(masks, 0.7) == [1, 2, 3, 4, 5, 6]
+    assert without_groups([], 0.7) == []
+    assert without_groups([*masks, mask(c)], 0.7) == [1, 2, 4, 5, 6, 8]
 
 
 def test_the_cost_grows_with_the_number_not_with_its_square():
