@@ -67,6 +67,20 @@ def small_tiny():
     return SMALL_TINY, random_params(SMALL_TINY)
 
 
+@pytest.fixture
+def config():
+    """A model of 64 x 64 pixels and masks of 16 x 16, for the training data."""
+    return SamConfig("custom", ViT(width=32, depth=1, heads=2), Decoder(mlp=64), channels=32, image_size=(64, 64))
+
+
+@pytest.fixture(autouse=True)
+def own_indexes(request):
+    """Tests of the training data keep the indexes of their data sets to themselves."""
+    if request.path.parent.name == "pipeline":
+        cache = request.getfixturevalue("tmp_path") / "cache"
+        request.getfixturevalue("monkeypatch").setenv("SAMJAX_CACHE", str(cache))
+
+
 @pytest.fixture(scope="session")
 def reference():
     """The folder $SAMJAX_REFERENCE: golden/ (outputs of the official code) and images/ (the photographs)."""
