@@ -71,3 +71,18 @@ def test_embed_gives_the_same_files(work):
     end(start(work, 8, *args, "e8"))
     end(*(start(work, 4, *args, "e2", "--processes", "2", "--process", str(i)) for i in range(2)))
     assert tree(work / "e8") == tree(work / "e2") == tree(work / "e1") and len(tree(work / "e1")) == 7
+
+
+def test_one_device_is_given_the_threads_of_eight(monkeypatch):
+    from samjax.commands.processes import steady
+
+    monkeypatch.delenv("NPROC", raising=False)
+    steady()
+    assert "NPROC" not in os.environ  # JAX has begun: too late to matter
+    monkeypatch.delitem(sys.modules, "jax")
+    monkeypatch.setenv("NPROC", "3")
+    steady()
+    assert os.environ["NPROC"] == "3"
+    monkeypatch.delenv("NPROC")
+    steady()
+    assert int(os.environ["NPROC"]) == max(8, os.cpu_count())

@@ -7,7 +7,7 @@ import time
 
 from samjax.commands.common import add_command, emit, start_jax
 from samjax.commands.processes import MORE as PROCESSES
-from samjax.commands.processes import add_processes, join
+from samjax.commands.processes import add_processes, join, steady
 
 MORE = """\
 PATH is a picture, a folder (with its subfolders) or a pattern. In folders, files that are no pictures are skipped and
@@ -49,6 +49,7 @@ def run(args) -> int:
 
     find_sources(args.paths, args.out, False)  # says at once what is wrong
     resolve(args.model)
+    steady()
     place = join(args)
     start_jax()
     start = time.perf_counter()

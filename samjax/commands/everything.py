@@ -9,7 +9,7 @@ from pathlib import Path
 
 from samjax.commands.common import add_command, emit, start_jax
 from samjax.commands.processes import MORE as PROCESSES
-from samjax.commands.processes import Processes, add_processes, join
+from samjax.commands.processes import Processes, add_processes, join, steady
 
 MORE = """\
 PATH is a picture, a folder (with its subfolders) or a pattern. In folders, files that are no pictures are skipped and
@@ -84,6 +84,7 @@ def run(args) -> int:
     settings = make_settings(args.preset, **given, output_mode="coco_rle")
     sources, skipped = find_sources(args.paths, args.out, drawing=args.overlay or args.label_map)
     check_folder(args.out)
+    steady()
     return _work(args, sources, skipped, settings, join(args))
 
 

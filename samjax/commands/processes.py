@@ -1,5 +1,7 @@
-"""Options of commands that several processes may share the work of."""
+"""What commands share whose work may be divided among devices and processes."""
 
+import os
+import sys
 from typing import NamedTuple
 
 from samjax.commands.common import start_jax
@@ -12,6 +14,7 @@ several processes: each does every so many-th picture, of the same PATHs and int
 With --coordinator they are one JAX program and end together. The files are those of a single process.
 """
 FOREVER = 7 * 24 * 3600  # how long the first to end waits for the others
+THREADS = 8
 
 
 class Processes(NamedTuple):
@@ -19,6 +22,16 @@ class Processes(NamedTuple):
 
     process: int = 0
     processes: int = 1
+
+
+def steady() -> None:
+    """Has XLA use as many threads for eight devices that it makes of one CPU as for one, if it has not begun yet.
+
+    It cuts a product in as many parts as it has threads, of which it has one for each core or device, whichever are
+    more; and where it cuts, last digits change.
+    """
+    if "jax" not in sys.modules:
+        os.environ.setdefault("NPROC", str(max(THREADS, os.cpu_count() or 1)))
 
 
 def add_processes(parser) -> None:
