@@ -3,9 +3,10 @@
 Everything here is for one object; callers add axes by `vmap`. A mask is a grid of booleans, a prediction a grid of
 logits of the same size.
 
-The focal loss is the mean over the grid, with alpha 0.25 and gamma 2, the dice loss has 1 added above and below: so do
-RetinaNet, DETR and MaskFormer, which the paper names as its sources and gives no other numbers. The padding beside a
-picture counts as background in both, as it does there; only the IoU is that of the picture alone.
+The focal loss is the mean over the grid, with alpha 0.25 and gamma 2, the dice loss has 1 added above and below. The
+paper gives no such numbers; they are those of RetinaNet, DETR and MaskFormer, which it names as its sources, and later
+of SAM 2. The padding beside a picture counts as background in both, as it does there; only the IoU is that of the
+picture alone.
 """
 
 from typing import NamedTuple
@@ -59,7 +60,7 @@ def judge(recipe: Recipe, logits: Array, predicted: Array, mask: Array, inside: 
 
     The IoU head is trained on the true IoU of the thresholded prediction, a constant: with recipe.iou_of "best" of the
     mask of least loss alone (the paper: of all its losses "only backpropagate from the lowest"), with "all" of each
-    allowed mask, which ranks masks by how likely they are the wanted one.
+    allowed mask, so that it learns which masks are bad (as SAM 2 does: Ravi et al., 2024, on training).
     """
     focal = focal_loss(logits, mask, recipe.focal_alpha, recipe.focal_gamma)
     dice = dice_loss(logits, mask)

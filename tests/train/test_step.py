@@ -1,0 +1,221 @@
+"""The training step: equal on one device and on many, blind to padding, and the gradient of what it says."""
+
+from dataclasses import replace
+from functools import cache, partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax.traverse_util import flatten_dict
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from small_training import CONFIG, RECIPE, jitted, make_batch, params_of
+
+from samjax.errors import InputError
+from samjax.model.sam import Prompts, decode_masks
+from samjax.train import rounds, simulate
+from samjax.train.losses import judge, most_confident
+from samjax.train.optim import split, unite
+from samjax.train.step import check_batch, init_state, make_step, training_config
+
+STEPS = 5
+
+
+def start(recipe=RECIPE, key=3):
+    return jax.tree.map(np.asarray, init_state(CONFIG, recipe, params_of(), jax.random.key(key)))
+
+
+@cache
+def program(recipe=RECIPE):
+    return jitted(make_step(CONFIG, recipe))
+
+
+def take(state, batch, recipe=RECIPE):
+    """One step on one device."""
+    return program(recipe)(*jax.device_put((state, batch), jax.devices()[0]))
+
+
+@cache
+def run_on_one(steps=STEPS, **changes):
+    """(final state, metrics of each step, number of compiled programs after each) on one device."""
+    recipe = replace(RECIPE, **changes)
+    state, history, programs = start(recipe), [], []
+    for i in range(steps):
+        state, metrics = take(state, make_batch(i), recipe)
+        history.append(jax.device_get(metrics))
+        programs.append(program(recipe)._cache_size())
+    return jax.device_get(state), history, programs
+
+
+def assert_same(run, other, tolerance=1e-5):
+    """Equal metrics and parameters.
+
+    A key's bias cancels in the softmax: its gradient is rounding alone, which Adam makes steps of, so it is left out.
+    """
+    for a, b in zip(run[1], other[1], strict=True):
+        for name in a:
+            np.testing.assert_allclose(a[name], b[name], rtol=tolerance, atol=tolerance, err_msg=name)
+    for (path, a), b in zip(flatten_dict(run[0].params, sep="/").items(), jax.tree.leaves(other[0].params)):
+        if path.endswith("qkv/bias"):
+            a, b = (np.delete(x, np.s_[16:32]) for x in (a, b))
+        if not path.endswith("/k/bias"):
+            np.testing.assert_allclose(a, b, rtol=0, atol=tolerance, err_msg=path)
+
+
+def test_one_program_serves_all_steps():
+    state, history, programs = run_on_one()
+    assert programs[0] == programs[-1] and state.step == STEPS
+    assert all(np.isfinite(list(metrics.values())).all() for metrics in history)
+    np.testing.assert_allclose([m["learning_rate"] for m in history], 8e-4 * np.arange(1, 6) / 5, rtol=1e-6)
+
+
+def test_everything_moves_but_buffers():
+    before, after = flatten_dict(start().params, sep="/"), flatten_dict(run_on_one()[0].params, sep="/")
+    still = {path for path in before if np.array_equal(before[path], after[path])}
+    # Here a key's bias is not even used, and a mask that never was the best learned nothing.
+    still = {path for path in still if not path.endswith("token_to_image/k/bias") and "/hyper_" not in path}
+    assert still == {"prompt_encoder/gaussian"}
+
+
+def test_accumulation_equals_the_large_batch():
+    assert_same(run_on_one(), run_on_one(accumulate=4))
+
+
+def test_pmap_equals_one_device():
+    step = jax.pmap(partial(make_step(CONFIG, RECIPE), axis_name="data"), axis_name="data")
+    state = jax.tree.map(lambda x: np.stack([x] * 8), start())
+    history = []
+    for i in range(STEPS):
+        state, metrics = step(state, jax.tree.map(lambda x: x[:, None], make_batch(i)))
+        history.append(jax.tree.map(lambda x: x[0], jax.device_get(metrics)))
+    for leaf in jax.tree.leaves(state.params):
+        assert np.array_equal(leaf[0], leaf[7])
+    assert_same(run_on_one(), (jax.tree.map(lambda x: x[0], jax.device_get(state)), history))
+
+
+def test_sharded_arrays_equal_one_device():
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
+    whole, rows = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in ((), ("data",)))
+    step = jitted(make_step(CONFIG, RECIPE), out_shardings=(whole, whole))
+    state, history = jax.device_put(start(), whole), []
+    for i in range(STEPS):
+        state, metrics = step(state, jax.device_put(make_batch(i), rows))
+        history.append(jax.device_get(metrics))
+    assert step._cache_size() == 1
+    assert_same(run_on_one(), (jax.device_get(state), history))
+
+
+def test_padding_changes_nothing():
+    """Two more objects an image and four more images, all invalid, whatever they hold."""
+    state, batch = start(), make_batch(0)
+    more = make_batch(9, images=12, objects=4)
+    for name, array in batch.items():
+        more[name][tuple(map(slice, array.shape))] = array
+    more["valid"][8:] = more["valid"][:, 2:] = False
+    more["masks"][8, 0] = False
+    state, metrics = jax.device_get(take(state, more))
+    first = run_on_one(1)
+    assert_same(first, (state, [metrics]), 1e-6)
+    assert metrics["objects"] == batch["valid"].sum()
+
+
+def test_a_bad_step_changes_nothing():
+    state = start()
+    broken = unite(state.params)
+    broken["mask_decoder"]["iou_token"] = np.full_like(broken["mask_decoder"]["iou_token"], np.nan)
+    state = replace(state, params=broken)
+    after, metrics = jax.device_get(take(state, make_batch(0)))
+    assert not metrics["finite"] and not np.isfinite(metrics["loss"])
+    assert after.step == 1
+    for a, b in zip(jax.tree.leaves((after.params, after.opt_state)), jax.tree.leaves((broken, state.opt_state))):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_no_objects_at_all():
+    """A batch without a valid object is no reason for NaN."""
+    batch = make_batch(0)
+    _, metrics = take(start(), batch | {"masks": np.zeros_like(batch["masks"])})
+    assert metrics["finite"] and metrics["loss"] == 0 and metrics["grad_norm"] == 0 and metrics["objects"] == 1
+
+
+def test_keys_follow_from_the_run_and_the_step():
+    a, b = (run_on_one(1)[1][0]["loss"] for _ in range(2))
+    assert a == b
+    losses = {float(take(replace(start(key=key), step=np.int32(at)), make_batch(0))[1]["loss"])
+              for key, at in ((3, 0), (3, 1), (4, 0))}
+    assert len(losses) == 3 and float(a) in losses
+
+
+def plain_play(config, recipe, params, features, mask, size, key):
+    """The rounds of one object, one after the other, as the paper tells them: the sum of their losses."""
+    grid = mask.shape
+    inside = simulate.inside_picture(config, grid, size)
+    first, place = jax.random.split(jax.random.fold_in(key, recipe.rounds))
+    points, labels = simulate.first_prompt(config, recipe, first, mask, inside, size)
+    plain = int(simulate.plain_round(recipe, place))
+    total, logits, slot = 0.0, None, 2
+    for i in range(recipe.rounds):
+        click, _ = jax.random.split(jax.random.fold_in(key, i))
+        if i not in (0, plain, recipe.rounds - 1):
+            prediction = rounds.enlarge(logits, grid) > 0
+            points, labels = simulate.correct(config, click, points, labels, slot, mask, prediction, inside, size)
+            slot += 1
+        prompts = Prompts(points[None, None], labels[None, None])
+        if i:
+            prompts = prompts._replace(mask_logits=logits[None, None], has_mask=jnp.ones((1, 1), bool))
+        answer = decode_masks(config, params, features[None], prompts, multimask=i == 0)
+        low, iou = answer.logits[0, 0], answer.iou[0, 0]
+        allowed = jnp.ones(len(iou), bool)
+        total += judge(recipe, rounds.enlarge(low, grid), iou, mask, inside, allowed).loss
+        logits = jax.lax.stop_gradient(low[most_confident(iou, allowed)])
+    return total
+
+
+@pytest.mark.parametrize("fine", [1, 2])
+def test_the_gradient_is_that_of_plain_rounds(fine):
+    """Against a loop that jax.grad goes through, for masks of the logits' size and finer."""
+    config, recipe, batch = CONFIG, replace(RECIPE, points=2), make_batch(0, images=1)
+    params = split(params_of(), lambda path: not path.startswith("image_encoder"))[0]
+    features = jnp.asarray(np.random.default_rng(1).standard_normal((1, *config.grid, config.channels), np.float32))
+    masks = batch["masks"].repeat(fine, 2).repeat(fine, 3)
+    keys = jax.random.split(jax.random.key(5), (1, 2))
+    objects = rounds.Objects(masks, np.ones((1, 2), bool), batch["size"], keys)
+    wanted = {"params": params, "features": features}
+    gradients, sums = jitted(partial(rounds.play, config, recipe))(wanted, {}, None, objects, jnp.float32(0.5))
+
+    def total(wanted):
+        return sum(plain_play(config, recipe, wanted["params"], wanted["features"][0], jnp.array(masks[0, j]),
+                              jnp.array(batch["size"][0]), keys[0, j]) for j in range(2))
+
+    value, expected = jax.value_and_grad(total)(wanted)
+    np.testing.assert_allclose(sums.loss.sum(), value, rtol=1e-5)
+    for (path, a), b in zip(flatten_dict(gradients, sep="/").items(), jax.tree.leaves(expected)):
+        np.testing.assert_allclose(2 * a, b, rtol=1e-3, atol=2e-5 * max(np.abs(b).max(), 0.1), err_msg=path)
+
+
+@pytest.mark.parametrize("change, said", [
+    ({"valid": None}, "needs size, masks, valid"), ({"image": None}, "either image or features"),
+    ({"features": np.zeros((8, 2, 3, 16), np.float32)}, "either image or features"),
+    ({"image": np.zeros((8, 32, 32, 3), np.uint8)}, r"image must be uint8 \(8, 32, 48, 3\), not uint8 \(8, 32, 32, 3"),
+    ({"image": np.zeros((8, 32, 48, 3), np.float32)}, "not float32"),
+    ({"size": np.zeros((8, 2))}, "size must be int32"),
+    ({"masks": np.zeros((8, 3, 8, 12), bool)}, r"masks must be bool \(8, 2, 8, 12\)"),
+    ({"masks": np.zeros((8, 2, 12, 12), bool)}, r"multiple of \(8, 12\)"),
+])
+def test_wrong_batches_are_named(change, said):
+    batch = {name: array for name, array in (make_batch(0) | change).items() if array is not None}
+    with pytest.raises(InputError, match=said):
+        check_batch(CONFIG, RECIPE, batch)
+
+
+def test_parts_must_be_equal():
+    with pytest.raises(InputError, match="8 images a device cannot be taken in 16"):
+        check_batch(CONFIG, replace(RECIPE, batch=16, accumulate=16), make_batch(0))
+
+
+def test_training_config():
+    full = training_config(CONFIG, replace(RECIPE, decoder_depth=3))
+    assert (full.encoder.drop_path, full.decoder.dropout, full.decoder.depth) == (0.5, 0.1, 3)
+    frozen = training_config(CONFIG, replace(RECIPE, train="decoder"))
+    assert (frozen.encoder.drop_path, frozen.decoder.dropout, frozen.decoder.depth) == (0.0, 0.1, 1)
+    assert training_config(CONFIG, replace(RECIPE, train="encoder")).decoder.dropout == 0.0

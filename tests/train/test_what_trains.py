@@ -1,0 +1,88 @@
+"""Parts of a model trained alone: the decoder on cached features, LoRA, any rule; and that training learns."""
+
+from dataclasses import replace
+
+import jax
+import numpy as np
+import pytest
+from flax.traverse_util import flatten_dict
+from small_training import CONFIG, RECIPE, TINY, jitted, make_batch, params_of
+
+from samjax.errors import InputError
+from samjax.model.sam import encode_image
+from samjax.predict import normalise
+from samjax.train import lora
+from samjax.train.step import init_state, make_step
+
+
+def moved(recipe, batch, trains=None, config=CONFIG, params=None):
+    """(paths that one step moved, its metrics, the state after it)."""
+    state = init_state(config, recipe, params or params_of(config), jax.random.key(0), trains)
+    after, metrics = jax.device_get(jitted(make_step(config, recipe, trains))(state, batch))
+    before, then = (flatten_dict(jax.device_get(s.params), sep="/") for s in (state, after))
+    assert before.keys() == then.keys()
+    return {path for path in before if not np.array_equal(before[path], then[path])}, metrics, after
+
+
+def test_decoder_alone_on_images_and_on_cached_features():
+    recipe, batch = replace(RECIPE, train="decoder"), make_batch(0)
+    paths, metrics, after = moved(recipe, batch)
+    assert {path.split("/")[0] for path in paths} == {"prompt_encoder", "mask_decoder"}
+    params = params_of()
+    features = encode_image(CONFIG, params, normalise(CONFIG, batch["image"], batch["size"]))
+    cached = {name: array for name, array in batch.items() if name != "image"} | {"features": features}
+    decoder = {name: params[name] for name in ("prompt_encoder", "mask_decoder")}
+    again, same, state = moved(recipe, cached, params=decoder)
+    assert again == paths
+    np.testing.assert_allclose(same["loss"], metrics["loss"], rtol=1e-5)
+    for name in decoder:
+        for a, b in zip(jax.tree.leaves(after.params[name]), jax.tree.leaves(state.params[name])):
+            np.testing.assert_allclose(a, b, atol=1e-5)
+    assert not any("image_encoder" in str(path) for path, _ in jax.tree.leaves_with_path(after.opt_state))
+
+
+def test_cached_features_cannot_train_the_encoder():
+    batch = make_batch(0)
+    del batch["image"]
+    batch["features"] = np.zeros((8, 2, 3, 16), np.float32)
+    with pytest.raises(InputError, match="cannot train the image encoder"):
+        moved(RECIPE, batch)
+
+
+@pytest.mark.parametrize("config", [CONFIG, TINY], ids=["vit", "tiny"])
+def test_lora_trains_its_factors_alone(config):
+    recipe = replace(RECIPE, train="lora", lora_rank=2, lora_on="both", points=1)
+    paths, metrics, after = moved(recipe, make_batch(0), config=config)
+    factors = flatten_dict(after.params["lora"], sep="/")
+    assert metrics["finite"] and {path.split("/")[0] for path in paths} == {"lora"}
+    # In the first step A stands still, since B is zero; key biases are no factors.
+    assert {path.removeprefix("lora/") for path in paths} <= {path for path in factors if path.endswith("lora_b")}
+    assert len(paths) > 0.7 * len(factors) / 2
+    merged = lora.merge(after.params)
+    plain = params_of(config)
+    assert jax.tree.structure(merged) == jax.tree.structure(plain)
+
+
+def test_any_rule():
+    trains = lambda path: path.endswith("bias") and path.startswith("mask_decoder/upscale")
+    paths, _, after = moved(RECIPE, make_batch(0), trains)
+    assert paths and all(trains(path) for path in paths)
+    chosen = [path for path in flatten_dict(after.params, sep="/") if trains(path)]
+    assert len(jax.tree.leaves(after.opt_state)) == 1 + 2 * len(chosen)
+    with pytest.raises(InputError, match="nothing is trained"):
+        init_state(CONFIG, RECIPE, params_of(), jax.random.key(0), lambda path: False)
+
+
+def test_it_learns():
+    """Sixty steps on eight pictures of discs: the losses fall, the masks come to fit."""
+    recipe = replace(RECIPE, lr=3e-3, schedule="constant", drops=(), drop_path=0.0, dropout=0.0, layer_decay=1.0,
+                     clip=1.0, weight_decay=0.0)
+    state, batch = init_state(CONFIG, recipe, params_of(), jax.random.key(0)), make_batch(0)
+    step, history = jitted(make_step(CONFIG, recipe)), []
+    for _ in range(60):
+        state, metrics = step(state, batch)
+        history.append(jax.device_get(metrics))
+    early, late = history[:5], history[-5:]
+    mean = lambda part, name: np.mean([metrics[name] for metrics in part])
+    assert mean(late, "loss") < 0.6 * mean(early, "loss")
+    assert mean(late, "iou_last") > mean(early, "iou_last") + 0.2
