@@ -7,8 +7,8 @@ of its own, opens it with samjax.windows, reads 60 windows of 1,024 px and compa
 process and, for the PNG, of the other one that decodes it, both with Python in them. A few minutes of one core; about
 1.3 GB of disk for the .npy, and as much for the PNG's temporary file.
 
-Result (experiments/results/huge_read.json): 0.41 GB for TIFF, of which 256 MB are tiles or strips that it keeps; 0.12 GB
-for PNG and .npy, and 1.65 GB in the process that decodes the PNG, for 25 s, of which nothing is left afterwards.
+Result (experiments/results/huge_read.json): 0.41 GB for TIFF, of which 256 MB are tiles or strips that it keeps; 0.12
+GB for PNG and .npy, and 1.65 GB in the process that decodes the PNG, for 25 s, of which nothing is left afterwards.
 """
 
 import argparse
