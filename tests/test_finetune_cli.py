@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from samjax.cli import main
+from samjax.errors import InputError
 
 sys.path.insert(0, str(Path(__file__).parent / "train"))
 
@@ -68,6 +69,11 @@ def test_check(capsys, tmp_path):
         assert name in out
     assert "train: " in out and "val: " in out
     assert {path.name for path in tmp_path.iterdir()} == {"shapes"}
+    status, out, _ = call(capsys, folder, "--check", "--json")
+    reports = json.loads(out)
+    assert status == 1 and set(reports) == {"train", "val", "mix", "kept"}
+    assert {problem["name"] for found in reports.values() for report in found for problem in report["problems"]} >= {
+        "images/01.png", "images/02.png", "images/03.png"}
     assert call(capsys, shapes.write_folder(tmp_path / "good", pictures=6), "--check")[0] == 0
 
 
@@ -94,3 +100,24 @@ def test_a_folder_of_something_else(capsys, tmp_path, data):
     (out / "job.json").write_text("{")
     status, _, err = call(capsys, data, "--init", model, "--out", out)
     assert status == 2 and "job.json cannot be read" in err
+
+
+def test_what_a_kill_left(tmp_path):
+    """Temporary files of a fine-tuning are its own: --restart removes them; before it finds others' files, nothing."""
+    from samjax.train.finetune import claim
+    from samjax.train.options import Options
+
+    model, out = shapes.write_model(tmp_path / "init"), tmp_path / "out"
+    options = Options(["data"], str(model), str(out))
+    assert claim(options, model, ["a"], restart=False) is None
+    (out / ".model.123").mkdir()
+    (out / ".job.json.77").touch()
+    (out / "report.json").write_text("{}")
+    (out / "thesis.txt").touch()
+    with pytest.raises(InputError, match="thesis.txt"):
+        claim(options, model, ["a"], restart=True)
+    assert (out / "report.json").exists()
+    (out / "thesis.txt").unlink()
+    (out / "embeddings").mkdir()
+    assert claim(options, model, ["a"], restart=True) is None
+    assert sorted(entry.name for entry in out.iterdir()) == ["embeddings", "job.json"]

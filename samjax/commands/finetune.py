@@ -3,7 +3,8 @@
 import contextlib
 import json
 import sys
-from dataclasses import replace
+import time
+from dataclasses import asdict, replace
 
 from samjax.commands.common import add_command, emit, start_jax
 from samjax.errors import InputError
@@ -19,7 +20,7 @@ in DIR/embeddings (2 MB a picture), which is many times faster. --train lora add
 trains the decoder; they are merged in the result. --train all trains everything.
 
 The best model on the validation data (mean of one-point and box IoU) is DIR/model, from the first evaluation on, and is
-never worse there than the one to start from:
+never worse there (on --score-objects of them) than the one to start from:
   samjax segment photo.jpg --model DIR --point 100,200
   samjax convert DIR tuned.pth
 DIR also holds report.json (untuned and tuned scores), metrics.jsonl, tensorboard/, curves.png (with matplotlib).
@@ -96,6 +97,7 @@ def add(subparsers) -> None:
 
 
 def run(args) -> int:
+    begun = time.perf_counter()
     from samjax.train.options import Options
 
     names = {name: getattr(args, name) for name in Options.__dataclass_fields__}
@@ -112,9 +114,11 @@ def run(args) -> int:
     say = lambda text: None if args.json else emit(text)
     reports = _checked(sources, say, args.check)
     if args.check:
+        if args.json:
+            emit(json.dumps({part: [asdict(report) for report in found] for part, found in reports.items()}, indent=1))
         problems = sum(len(report.bad) for found in reports.values() for report in found)
         return 1 if problems else 0
-    return _tune(args, options, material.usable(sources, reports), say)
+    return _tune(args, options, material.usable(sources, reports), say, begun)
 
 
 def _checked(sources: dict, say, notes: bool) -> dict:
@@ -133,7 +137,7 @@ def _checked(sources: dict, say, notes: bool) -> dict:
     return reports
 
 
-def _tune(args, options, sources: dict, say) -> int:
+def _tune(args, options, sources: dict, say, begun: float) -> int:
     from samjax.train.material import names_of
     from samjax.weights import resolve
 
@@ -148,7 +152,7 @@ def _tune(args, options, sources: dict, say) -> int:
         say(f"{args.out} is done already; --restart begins anew")
     else:
         try:
-            report = finetune.finetune(options, path, sources, say, shown=not args.json, progress=_meter)
+            report = finetune.finetune(options, path, sources, say, shown=not args.json, progress=_meter, begun=begun)
         except Diverged as error:
             return _complain(f"error: {error} (--lr, --restart)", 1)
         except SystemExit:  # SIGTERM while nothing was trained

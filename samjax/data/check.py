@@ -20,13 +20,15 @@ class Problem:
 
 @dataclasses.dataclass
 class Report:
-    """pictures, objects: numbers of those that can be used; good: their places in the source, for `source.select`."""
+    """pictures, objects: numbers of those that can be used; good: their places in the source, for `source.select`;
+    unread: pictures that were not looked at."""
 
     source: str
     pictures: int = 0
     objects: int = 0
     good: list[int] = dataclasses.field(default_factory=list)
     problems: list[Problem] = dataclasses.field(default_factory=list)
+    unread: int = 0
 
     @property
     def bad(self) -> list[Problem]:
@@ -37,7 +39,7 @@ class Report:
         """For people: a summary, then a line for each problem, at most `most`, what is bad first."""
         bad, notes = len(self.bad), len(self.problems) - len(self.bad)
         lines = [f"{self.source}: {self.pictures} pictures with {self.objects} objects can be used; {bad} cannot, "
-                 f"{notes} remarks"]
+                 f"{notes} remarks" + (f"; {self.unread} more pictures were not looked at" if self.unread else "")]
         lines += [f"  {'note' if problem.usable else 'bad '}  {problem.name}: {problem.reason}"
                   for problem in [*self.bad, *(problem for problem in self.problems if problem.usable)][:most]]
         if most is not None and len(self.problems) > most:
@@ -45,15 +47,19 @@ class Report:
         return lines
 
 
-def check(source: Source, progress: Callable[[int, int], None] | None = None) -> Report:
-    """Reads every picture and mask of a source once.
+def check(source: Source, progress: Callable[[int, int], None] | None = None, most: int | None = None) -> Report:
+    """Reads every picture and mask of a source once; or `most` pictures of it, evenly spread, and the others count
+    among the good places unread.
 
     Named are: files without a partner, pictures and JSON that cannot be read, masks of another size than their picture,
     broken masks, pictures with no mask or with empty ones only; and, as remarks, single objects that training passes
     over: empty, of one pixel, under 32 px, over 90 % of the picture. progress(done, all) is called after each.
     """
     report = Report(source.name, problems=[Problem(file, reason) for file, reason in source.found])
-    for index in range(len(source)):
+    count = min(len(source), most or len(source))
+    places = [i * len(source) // count for i in range(count)]
+    report.unread = len(source) - count
+    for done, index in enumerate(places, 1):
         try:
             usable, remarks = _look(source.record(index))
         except (InputError, OSError) as error:
@@ -65,7 +71,9 @@ def check(source: Source, progress: Callable[[int, int], None] | None = None) ->
                 report.pictures, report.objects = report.pictures + 1, report.objects + usable
                 report.good.append(index)
         if progress is not None:
-            progress(index + 1, len(source))
+            progress(done, count)
+    if report.unread:
+        report.good = sorted({*range(len(source))} - {*places} | {*report.good})
     return report
 
 

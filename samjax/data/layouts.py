@@ -2,21 +2,22 @@
 
 import glob
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from samjax.data.coco import Coco, is_coco
 from samjax.data.folder import from_folders, from_meta
 from samjax.data.labels import KINDS
 from samjax.data.sa1b import PICTURES, Sa1bFolder, Sa1bTar
-from samjax.data.sources import SPLITS, Joined, Source, pick_split
+from samjax.data.sources import SPLITS, Joined, NoSplit, Source, pick_split
 from samjax.errors import InputError
 
 LAYOUTS = ("images/ and masks/ (PNG of instance ids or classes), a COCO or LVIS .json with its pictures, SA-1B's "
            "sa_*.jpg with sa_*.json or its .tar files, or a meta.json that lists items")
 
 
-def open_source(path, split: str | None = None, *, images=None, masks: str = "auto") -> Source:
+def open_source(path, split: str | None = None, *, images=None, masks: str = "auto", by_hash: bool = True) -> Source:
     """The pictures and masks at `path`, whatever the layout:
 
     - SA-1B: a .tar shard, a pattern of them, a folder of them, or a folder of sa_*.jpg and sa_*.json;
@@ -28,28 +29,53 @@ def open_source(path, split: str | None = None, *, images=None, masks: str = "au
     - a meta.json whose "items" have "image", "mask" (a path or several) and "split", and maybe a "coco_json".
 
     split: "train", "val" or "test", as meta.json, the names of folders (train/, val/, valid/) or of annotation files
-    say; where nothing says so, "val" is a fifth of the pictures, by a hash of their names. None: all of them.
+    say; where nothing says so, "val" is a fifth of the pictures, by a hash of their names, or with by_hash=False there
+    is no such split. None: all of them.
 
-    Several paths make one source. Raises InputError: nothing there, no known layout, no such split.
+    Several paths make one source. Raises InputError: nothing there, no known layout; and its kind
+    `samjax.data.sources.NoSplit`: no such split.
     """
     if masks not in KINDS:
         raise InputError(f"masks {masks!r} is none of {', '.join(KINDS)}")
     if not isinstance(path, (str, os.PathLike)):
         paths = [os.path.normpath(os.fspath(one)) for one in path]
-        sources = [open_source(one, split, images=images, masks=masks) for one in paths]
+        sources = [open_source(one, split, images=images, masks=masks, by_hash=by_hash) for one in paths]
         return _several(sources, prefixes=_prefixes(paths))
     name = os.fspath(path)
     if glob.has_magic(name) and not os.path.exists(name):
-        matches = sorted(glob.glob(name, recursive=True))
-        if not matches:
-            raise InputError(f"{name}: no file has such a name")
-        return pick_split(_several([open_source(match, images=images, masks=masks) for match in matches], name), split)
-    path = Path(name)
+        return _matches(name, split, dict(images=images, masks=masks), by_hash)
+    path, pick = Path(name), partial(pick_split, by_hash=by_hash)
     if path.is_dir():
-        return _directory(path, split, images, masks)
+        return _directory(path, split, images, masks, pick)
     if not path.exists():
         raise InputError(f"{path}: no such file or folder")
-    return pick_split(_file(path, images), split)
+    return pick(_file(path, images), split)
+
+
+def _matches(pattern: str, split: str | None, how: dict, by_hash: bool) -> Source:
+    """All that a pattern matches. What names splits, itself or in its file's name, is taken at its word; the pictures
+    of all the others are split together."""
+    paths = sorted(glob.glob(pattern, recursive=True))
+    if not paths:
+        raise InputError(f"{pattern}: no file has such a name")
+    if split is None:
+        return _several([open_source(path, **how) for path in paths], pattern)
+    named, silent, known = [], [], set()
+    for path in paths:
+        said = _split_in(Path(path).stem) if path.endswith(".json") else None
+        try:
+            if said in (None, split):
+                named.append(open_source(path, split if said is None else None, **how, by_hash=False))
+            known.add(said or split)
+        except NoSplit as error:
+            known |= set(error.known)
+            if not error.known:
+                silent.append(open_source(path, **how))
+    if silent:
+        named.append(pick_split(_several(silent, pattern), split, by_hash=by_hash))
+    if not named:
+        raise NoSplit(f"{pattern} has no split {split!r}: its splits are {', '.join(sorted(known))}", sorted(known))
+    return _several(named, pattern)
 
 
 def _several(sources: Sequence[Source], name: str = "", prefixes: Sequence[str] | None = None) -> Source:
@@ -77,24 +103,24 @@ def _file(path: Path, images) -> Source:
     raise InputError(f"{path} is no data set: give a folder, a .json or a .tar")
 
 
-def _directory(path: Path, split: str | None, images, masks: str) -> Source:
+def _directory(path: Path, split: str | None, images, masks: str, pick: Callable = pick_split) -> Source:
     if (path / "meta.json").is_file():
         source, splits = from_meta(path, masks)
-        return pick_split(source, split, lambda i: splits[i])
+        return pick(source, split, lambda i: splits[i])
     try:
         names = sorted(os.listdir(path))
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}") from None
     if tars := [name for name in names if name.endswith(".tar")]:
-        return pick_split(_several([Sa1bTar(path / name) for name in tars], os.fspath(path)), split)
+        return pick(_several([Sa1bTar(path / name) for name in tars], os.fspath(path)), split)
     if jsons := _coco_files(path):
-        return _coco(path, jsons, split, images)
+        return _coco(path, jsons, split, images, pick)
     if found := from_folders(path, masks):
         source, splits = found
-        return pick_split(source, split, lambda i: splits[i])
+        return pick(source, split, lambda i: splits[i])
     source = Sa1bFolder(path)
     if len(source):
-        return pick_split(source, split)
+        return pick(source, split)
     parts = {name: SPLITS[name.lower()] for name in names if name.lower() in SPLITS and (path / name).is_dir()}
     if parts:
         return _parts(path, parts, split, images, masks)
@@ -121,21 +147,22 @@ def _split_in(stem: str) -> str | None:
     return next((SPLITS[word] for word in words if word in SPLITS), None)
 
 
-def _coco(path: Path, files: list[tuple[Path, str | None]], split: str | None, images) -> Source:
+def _coco(path: Path, files: list[tuple[Path, str | None]], split: str | None, images, pick: Callable) -> Source:
     known = {found for _, found in files if found}
     if split is not None and known:
         if split not in known:
-            raise InputError(f"{path} has no split {split!r}: its splits are {', '.join(sorted(known))}")
+            raise NoSplit(f"{path} has no split {split!r}: its splits are {', '.join(sorted(known))}", sorted(known))
         files, split = [(file, found) for file, found in files if found == split], None
     folders = {file.parent for file, _ in files}
     prefixes = [f"{file.parent.name}/" if len(folders) > 1 else "" for file, _ in files]
-    return pick_split(_several([Coco(file, images) for file, _ in files], os.fspath(path), prefixes), split)
+    return pick(_several([Coco(file, images) for file, _ in files], os.fspath(path), prefixes), split)
 
 
 def _parts(path: Path, parts: dict[str, str], split: str | None, images, masks: str) -> Source:
     """train/ and val/, each with a layout of its own."""
     if split is not None and split not in parts.values():
-        raise InputError(f"{path} has no split {split!r}: its splits are {', '.join(sorted(set(parts.values())))}")
+        known = sorted(set(parts.values()))
+        raise NoSplit(f"{path} has no split {split!r}: its splits are {', '.join(known)}", known)
     parts = [name for name, found in parts.items() if split in (None, found)]
     return _several([_directory(path / name, None, images, masks) for name in parts], os.fspath(path),
                     [f"{name}/" for name in parts])

@@ -18,6 +18,14 @@ SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "
           "test": "test", "testing": "test"}  # names of folders and files -> split
 
 
+class NoSplit(InputError):
+    """A split was asked for that the data do not name. known: those that they do name, none where there are none."""
+
+    def __init__(self, message: str, known: Sequence[str] = ()):
+        super().__init__(message)
+        self.known = tuple(known)
+
+
 class Source:
     """A sequence of records.
 
@@ -175,11 +183,11 @@ def hash_split(names: Sequence[str], split: str, fraction: float = VAL_FRACTION)
 
 
 def pick_split(source: Source, split: str | None, label: Callable[[int], str | None] | None = None,
-               fraction: float = VAL_FRACTION) -> Source:
+               fraction: float = VAL_FRACTION, by_hash: bool = True) -> Source:
     """The part of a source that `split` names (None: all).
 
-    label(index) says which split a record has been put into. Where it says so of none, `hash_split` decides.
-    Raises InputError for a split that does not exist.
+    label(index) says which split a record has been put into. Where it says so of none, `hash_split` decides, if
+    by_hash. Raises NoSplit for a split that does not exist.
     """
     if split is None:
         return source
@@ -187,9 +195,17 @@ def pick_split(source: Source, split: str | None, label: Callable[[int], str | N
     known = sorted({found for found in labels if found})
     if known:
         if split not in known:
-            raise InputError(f"{source.name} has no split {split!r}: its splits are {', '.join(known)}")
+            raise NoSplit(f"{source.name} has no split {split!r}: its splits are {', '.join(known)}", known)
         return source.select([i for i, found in enumerate(labels) if found == split])
+    if not by_hash:
+        raise NoSplit(f"{source.name} does not say how it is split")
     if split not in ("train", "val"):
-        raise InputError(f"{source.name} does not say how it is split: ask for 'train' or 'val', which are then made "
-                         f"by hash ({fraction:.0%} val)")
+        raise NoSplit(f"{source.name} does not say how it is split: ask for 'train' or 'val', which are then made by "
+                      f"hash ({fraction:.0%} val)")
     return source.select(hash_split(source.names(), split, fraction))
+
+
+def halves(source: Source) -> tuple[Source, Source]:
+    """(train, val) by `hash_split`."""
+    train, val = (source.select(hash_split(source.names(), split)) for split in ("train", "val"))
+    return train, val

@@ -1,6 +1,7 @@
 """Fine-tuning as a job in a folder: data checked, embeddings kept, the best model by its score on the val split.
 
     out/job.json        what this run is; another one is refused
+    out/pictures.json   of how many pictures of each source embeddings were made
     out/embeddings/     of all pictures, where the encoder is frozen and nothing is augmented
     out/checkpoints/, metrics.jsonl, tensorboard/, curves.png
     out/model           the best model so far: `samjax segment --model out`
@@ -12,6 +13,7 @@ Whatever is there is not made again, so a run that ended in any way goes on when
 import contextlib
 import hashlib
 import json
+import math
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -19,6 +21,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import jax
+import numpy as np
 
 import convert
 from samjax import checkpoint
@@ -31,32 +34,35 @@ from samjax.predict import Sam, load
 from samjax.train import lora
 from samjax.train.anneal import Anneal
 from samjax.train.loop import Outcome, Plan, train
-from samjax.train.material import Features, Listening, Thinned, embed, names_of, write_json
+from samjax.train.material import Features, Listening, Thinned, embed, names_of, spread, write_json
 from samjax.train.options import Options, make_recipe
 from samjax.train.recipe import Recipe
 from samjax.train.step import training_config
 
 NAMES = {"point": "one point", "point_oracle": "one point, best of three", "box": "box"}
-OWN = ("job.json", "report.json", "baseline.json", "metrics.jsonl", "curves.png", "embeddings", "checkpoints",
-       "tensorboard", "model")
+OWN = ("job.json", "pictures.json", "report.json", "baseline.json", "metrics.jsonl", "curves.png", "embeddings",
+       "checkpoints", "tensorboard", "model")
 DECODER = ("prompt_encoder", "mask_decoder")
+FEWEST = 16  # pictures of a source that embeddings are made of, however short the time
 STRETCH = 6.0  # a run bounded by minutes trains at least so many times as long as it evaluates
 AUGMENT = {"flip": Augment(flip=0.5), "jitter": Augment(flip=0.5, scale=(0.5, 2.0))}
 
 
 def finetune(options: Options, path: Path, sources: dict[str, list[Source]], say: Callable[[str], None] = print,
-             shown: bool = False, progress: Callable | None = None) -> dict:
+             shown: bool = False, progress: Callable | None = None, begun: float | None = None) -> dict:
     """Does what is left of the job in options.out; returns what report.json then holds.
 
     Args:
         path: of the model to start from. sources: of `material.open_all`, without what cannot be used.
         say: gets lines for people. shown: a progress line on a terminal. progress(what): a context whose value is
-            called with (done, all), for what takes long beside training.
+            called with (done, all), for what takes long beside training. begun: when time began to count, by
+            `time.perf_counter` (now).
 
     The result has "stopped", the name of a signal, if that ended it; there is no report.json then. Raises InputError
     and `loop.Diverged`.
     """
-    return _Job(options, path, sources, say, shown, progress or _quietly).run()
+    begun = time.perf_counter() if begun is None else begun
+    return _Job(options, path, sources, say, shown, progress or _quietly, begun).run()
 
 
 def claim(options: Options, path: Path, names: Sequence[str], restart: bool) -> dict | None:
@@ -80,26 +86,29 @@ def claim(options: Options, path: Path, names: Sequence[str], restart: bool) -> 
         elif not restart:
             raise InputError(f"{out} holds another fine-tuning ({'; '.join(changes)}): choose another --out, or give "
                              "--restart to replace it")
+        _only_own(out)
         _clear(out)
-    if out.is_dir() and (others := sorted({entry.name for entry in out.iterdir()} - set(OWN))):
-        raise InputError(f"{out} holds other files, such as {others[0]}: choose another --out")
+    if out.is_dir():
+        _only_own(out)
     write_json(out / "job.json", job)
     return None
 
 
 class _Job:
-    def __init__(self, options: Options, path: Path, sources, say, shown: bool, progress):
+    def __init__(self, options: Options, path: Path, sources, say, shown: bool, progress, begun: float):
         self.options, self.out, self.path, self.say = options, Path(options.out), path, say
-        self.shown, self.progress, self.sources = shown, progress, sources
-        self.begun = time.perf_counter()
+        self.shown, self.progress, self.sources, self.begun = shown, progress, sources, begun
 
     def run(self) -> dict:
+        devices = 1 if self.options.sharding == "one" else jax.device_count()
+        recipe = make_recipe(self.options, sum(map(len, self.sources["train"])), devices)
         self.stored = convert.read(self.path)
         self.untuned = load(self.path)
-        recipe = make_recipe(self.options, sum(map(len, self.sources["train"])))
-        frozen = self.sources if self.options.cached else ("val", "kept") if self.options.frozen_encoder else ()
-        self.sources = {part: [self._with_features(source) if part in frozen else source for source in found]
-                        for part, found in self.sources.items()}
+        self._leave_out(recipe)
+        if self.options.frozen_encoder:
+            self._make_embeddings(("val", "kept"), 0.2)
+        if self.options.cached:
+            self._make_embeddings(("train", "mix"), 0.5)
         baseline = self._baseline()
         plan = self._plan(recipe, baseline)
         config, params = self._start(recipe)
@@ -114,10 +123,53 @@ class _Job:
             return {"stopped": outcome.reason, "step": outcome.step}
         return self._report(outcome, baseline, recipe)
 
-    def _with_features(self, source: Source) -> Source:
+    def _leave_out(self, recipe: Recipe) -> None:
+        """Pictures that the run would not come to, so that no embeddings are made in vain."""
+        scored = max(self.options.val_objects, self.options.score_objects)
+        for part in ("val", "kept"):
+            self.sources[part] = [spread(source, scored) for source in self.sources[part]]
+        if not self.options.cached or self.options.minutes:
+            return
+        visits, pictures = recipe.steps * recipe.batch, sum(map(len, self.sources["train"]))
+        if visits < pictures:
+            self.say(f"{visits} steps' worth of the {pictures} pictures are used, each once (--steps, --epochs)")
+            self.sources["train"] = [spread(source, max(visits * len(source) // pictures, 1))
+                                     for source in self.sources["train"]]
+        share = self.options.mix_share * visits
+        self.sources["mix"] = [spread(source, max(round(share / len(self.sources["mix"])), 1))
+                               for source in self.sources["mix"]]
+
+    def _make_embeddings(self, parts: Sequence[str], share: float) -> None:
+        """Puts cached embeddings into the sources. Of a run bounded by minutes so much of its time may pass; pictures
+        that have no embedding by then are left out, now and when the run is taken up again."""
+        jobs = [(part, i) for part in parts for i in range(len(self.sources[part]))]
+        start = time.perf_counter()
+        for done, (part, i) in enumerate(jobs, 1):
+            until = math.inf
+            if self.options.minutes:
+                left = max(60 * share * self.options.minutes - (start - self.begun), 0.0)
+                until = start + left * done / len(jobs)
+            self.sources[part][i] = self._with_features(self.sources[part][i], part, until)
+
+    def _with_features(self, source: Source, part: str, until: float) -> Source:
+        order = np.random.default_rng(self.options.seed).permutation(len(source)).tolist()
+        note, path = f"{part}: {source.name}", self.out / "pictures.json"
+        counts = json.loads(path.read_text()) if path.exists() else {}
+        taken = []
+
+        def places():
+            for index in order[:counts.get(note, len(order))]:
+                if note not in counts and len(taken) >= FEWEST and time.perf_counter() > until:
+                    self.say(f"{source.name}: embeddings of {len(taken)} of {len(order)} pictures of {part} could be "
+                             "made in the time; the others are left out (--minutes)")
+                    return
+                taken.append(index)
+                yield index
+
         with self.progress(f"embeddings of {source.name}") as progress:
-            return with_features(source, embed(self.untuned, source, self.out / "embeddings", _fingerprint(self.path),
-                                               progress))
+            features = embed(self.untuned, source, self.out / "embeddings", _fingerprint(self.path), progress, places())
+        write_json(path, counts | {note: len(taken)})
+        return with_features(source.select(sorted(taken), source.name), features)
 
     def _start(self, recipe: Recipe):
         """(config, params) to train: of the decoder alone where embeddings are cached, folded where the encoder is
@@ -156,7 +208,7 @@ class _Job:
         minutes = 0.0
         if options.minutes:  # the tuned model is scored as long as the untuned one was
             every = options.evaluate_every or 10
-            minutes = max(options.minutes - (baseline["prepared"] + baseline["took"]) / 60, 0.3 * options.minutes)
+            minutes = max(options.minutes - (baseline["prepared"] + 2 * baseline["took"]) / 60, 0.3 * options.minutes)
         return Plan(save_every=every, evaluate_every=every, keep=2, patience=options.patience, minutes=minutes,
                     sharding=options.sharding, rarely=STRETCH if options.minutes else 0.0,
                     anneal=Anneal(recipe.warmup, options.average, options.keep))
@@ -211,9 +263,17 @@ class _Job:
         return found
 
     def _report(self, outcome: Outcome, baseline: dict, recipe: Recipe) -> dict:
-        tuned = self._all_scores(load(self.out / "model"), "tuned scores") if outcome.best_step else baseline["scores"]
+        tuned, best = baseline["scores"], outcome.best_step
+        if best:
+            tuned = self._all_scores(load(self.out / "model"), "tuned scores")
+            names = [source.name for source in self.sources["val"]]
+            if sum(tuned[name]["score"] - baseline["scores"][name]["score"] for name in names) < 0:
+                self.say(f"step {best} was best of the objects that evaluations look at (--val-objects), but is worse "
+                         "than no training on more of them (--score-objects): the model to start from is kept")
+                self._keep(self._start(recipe)[1], 0, {})
+                tuned, best = baseline["scores"], 0
         report = {"options": self.options.identity(), "untuned": baseline["scores"], "tuned": tuned,
-                  "steps": outcome.step, "ended_by": outcome.reason, "best_step": outcome.best_step,
+                  "steps": outcome.step, "ended_by": outcome.reason, "best_step": best,
                   "pictures": sum(map(len, self.sources["train"])), "recipe": recipe_dict(recipe),
                   "training_seconds": round(outcome.seconds, 1),
                   "seconds": round(outcome.seconds + baseline["prepared"] + 2 * baseline["took"], 1)}
@@ -269,9 +329,18 @@ def _changes(then: dict, now: dict) -> list[str]:
     return changes
 
 
+def _is_own(name: str) -> bool:
+    """Whether a file is of a fine-tuning, or what is left of one being written when it was killed."""
+    return name in OWN or any(name.startswith(f".{own}.") for own in OWN)
+
+
+def _only_own(out: Path) -> None:
+    if others := sorted(entry.name for entry in out.iterdir() if not _is_own(entry.name)):
+        raise InputError(f"{out} holds other files, such as {others[0]}: choose another --out")
+
+
 def _clear(out: Path) -> None:
-    for name in set(OWN) - {"embeddings"}:
-        path = out / name
+    for path in [path for path in out.iterdir() if _is_own(path.name) and path.name != "embeddings"]:
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         else:

@@ -1,8 +1,11 @@
 """What a fine-tuning learns from: its sources, checked; embeddings made once; a thinner copy for quick scores."""
 
+import contextlib
+import hashlib
 import json
 import os
-from collections.abc import Callable, Sequence
+import zipfile
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,38 +14,65 @@ import numpy as np
 from samjax.data import open_source
 from samjax.data.check import Report, check
 from samjax.data.records import Record
-from samjax.data.sources import LEAST, Source
+from samjax.data.sources import LEAST, NoSplit, Source, halves
 from samjax.errors import InputError
 from samjax.train.options import Options
 
-MANY = 20_000  # pictures from which on they are not all read before training starts
+MANY = 20_000  # pictures of a source that are read before training starts, at most
 
 
 def open_all(options: Options) -> dict[str, list[Source]]:
     """{"train": [...], "val": [...], "mix": [...], "kept": [...]}: kept are the val splits of what is mixed in."""
     settings = {"images": options.images or None, "masks": options.masks}
-    split = lambda path, name: open_source(path, name, **settings)
-    train = [split(path, "train") for path in options.data]
-    val = [_val_or_all(path, settings) for path in options.val] or [split(path, "val") for path in options.data]
-    mix = [open_source(path, "train") for path in options.mix]
-    return {"train": train, "val": val, "mix": mix, "kept": [open_source(path, "val") for path in options.mix]}
+    if options.val:
+        train = [_not_held_out(path, settings) for path in options.data]
+        val = [_held_out(path, settings, options.data) for path in options.val]
+    else:
+        train, val = _columns(_train_and_val(path, settings) for path in options.data)
+    mix, kept = _columns(_train_and_val(path, {}) for path in options.mix)
+    return {"train": train, "val": val, "mix": mix, "kept": kept}
 
 
-def _val_or_all(path: str, settings: dict) -> Source:
-    """The val split of a data set that says what it is; else all of it, since it was given for this."""
-    whole = open_source(path, None, **settings)
+def _columns(pairs) -> tuple[list[Source], list[Source]]:
+    pairs = list(pairs)
+    return [train for train, _ in pairs], [val for _, val in pairs]
+
+
+def _train_and_val(path: str, settings: dict) -> tuple[Source, Source]:
+    """As the data say; where they name no val split, a fifth of train by hash: a test split is left alone."""
+    train = open_source(path, "train", **settings)
     try:
-        val = open_source(path, "val", **settings)
-    except InputError:
-        return whole
-    said = {"val", "valid", "validation", "dev"} & {part.lower() for part in os.listdir(path)} if os.path.isdir(
-        path) else set()
-    return val if said or os.path.isfile(os.path.join(path, "meta.json")) else whole
+        return train, open_source(path, "val", **settings)
+    except NoSplit:
+        return halves(train)
+
+
+def _not_held_out(path: str, settings: dict) -> Source:
+    """The train split; of data that name no splits all, since others are there to validate on."""
+    try:
+        return open_source(path, "train", **settings, by_hash=False)
+    except NoSplit as error:
+        if error.known:
+            raise
+        return open_source(path, None, **settings)
+
+
+def _held_out(path: str, settings: dict, data: Sequence[str]) -> Source:
+    """The val split, else the test split; else all of it, since it was given for this."""
+    try:
+        return open_source(path, "val", **settings, by_hash=False)
+    except NoSplit as error:
+        if "test" in error.known:
+            return open_source(path, "test", **settings)
+        if os.path.realpath(path) in map(os.path.realpath, data):
+            raise InputError(f"--val {path} is trained on too, and does not say which of its pictures are for "
+                             "validation: leave --val out, and a fifth of them is") from None
+        return open_source(path, None, **settings)
 
 
 def check_all(sources: dict[str, list[Source]], progress: Callable | None = None) -> dict[str, list[Report]]:
-    """Reads everything once; reports in the places of the sources."""
-    return {part: [check(source, progress) for source in found] for part, found in sources.items()}
+    """Reads everything once, of huge sources `MANY` pictures; reports in the places of the sources."""
+    return {part: [check(source, progress, MANY) for source in found] for part, found in sources.items()}
 
 
 def usable(sources: dict[str, list[Source]], reports: dict[str, list[Report]]) -> dict[str, list[Source]]:
@@ -56,6 +86,12 @@ def usable(sources: dict[str, list[Source]], reports: dict[str, list[Report]]) -
                 reason = f"; the first: {report.bad[0].name}: {report.bad[0].reason}" if report.bad else ""
                 raise InputError(f"{source.name}: none of its pictures in the split {part!r} can be used{reason}")
     return kept
+
+
+def spread(source: Source, most: int) -> Source:
+    """At most so many pictures, evenly spread; of a spread of twice as many, every other one."""
+    count = min(len(source), most)
+    return source.select([i * len(source) // count for i in range(count)], source.name)
 
 
 def names_of(sources: Sequence[Source]) -> list[str]:
@@ -109,21 +145,18 @@ class Listening(Source):
 class Features:
     """Embeddings on disk, one file a picture, float16; `features[name] -> (features, size)`, as `with_features` asks.
 
-    What is there already is not made again, so it can be broken off at any moment.
+    What is there already is not made again, so it can be broken off at any moment. Each file says by a hash which
+    pixels it was made of.
     """
 
     def __init__(self, folder, prefix: str):
         self.folder, self.prefix = os.fspath(folder), prefix
 
     def path(self, name: str) -> str:
-        import hashlib
-
         return os.path.join(self.folder, hashlib.blake2b(f"{self.prefix}\n{name}".encode(), digest_size=12).hexdigest()
                             + ".npz")
 
     def __getitem__(self, name: str) -> tuple[np.ndarray, tuple[int, int]]:
-        import zipfile
-
         try:
             with np.load(self.path(name)) as found:
                 return found["features"].astype(np.float32), tuple(found["size"].tolist())
@@ -132,12 +165,20 @@ class Features:
         except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
             raise InputError(f"{self.path(name)} is damaged ({error}): remove it") from None
 
-    def write(self, name: str, features: np.ndarray, size: tuple[int, int]) -> None:
+    def made_of(self, name: str) -> str:
+        """The hash that `write` was given; "" where there is none."""
+        with contextlib.suppress(OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile), np.load(
+                self.path(name)) as found:
+            return str(found["pixels"])
+        return ""
+
+    def write(self, name: str, features: np.ndarray, size: tuple[int, int], pixels: str = "") -> None:
         path = Path(self.path(name))
         temporary = path.with_name(f".{path.stem}.{os.getpid()}.npz")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            np.savez(temporary, features=features.astype(np.float16), size=np.array(size, np.int32))
+            np.savez(temporary, features=features.astype(np.float16), size=np.array(size, np.int32),
+                     pixels=np.array(pixels))
             os.replace(temporary, path)
         except OSError as error:
             temporary.unlink(missing_ok=True)
@@ -145,19 +186,24 @@ class Features:
                              "make room, and the same command goes on from there") from None
 
 
-def embed(sam, source: Source, folder, mark: str, progress: Callable[[int, int], None] | None = None) -> Features:
-    """Makes the embeddings of a source that are missing in a folder. mark: what they depend on beside the picture."""
+def embed(sam, source: Source, folder, mark: str, progress: Callable[[int, int], None] | None = None,
+          places: Iterable[int] | None = None) -> Features:
+    """Makes the embeddings of a source's pictures that are missing in a folder, or were made of other pixels.
+
+    mark: what they depend on beside the picture. places: of the pictures (all by default); progress as they go.
+    """
     from samjax.geometry import target_size
 
     features = Features(folder, f"{mark}\n{source.name}")
-    for index in range(len(source)):
-        name = source.item_name(index)
-        if not os.path.exists(features.path(name)):
-            made = sam.encode(source.record(index).image)
+    for done, index in enumerate(range(len(source)) if places is None else places, 1):
+        name, image = source.item_name(index), source.record(index).image
+        pixels = hashlib.blake2b(image.tobytes(), digest_size=12).hexdigest()
+        if features.made_of(name) != pixels:
+            made = sam.encode(image)
             size = target_size(*made.image_sizes[0].tolist(), sam.config.image_size)
-            features.write(name, np.asarray(made.features[0]), size)
+            features.write(name, np.asarray(made.features[0]), size, pixels)
         if progress is not None:
-            progress(index + 1, len(source))
+            progress(done, len(source))
     return features
 
 

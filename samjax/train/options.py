@@ -90,8 +90,11 @@ class Options:
         return values | paths | {"bounded": self.minutes > 0}
 
 
-def make_recipe(options: Options, pictures: int) -> Recipe:
-    """The recipe of a fine-tuning on so many pictures."""
+def make_recipe(options: Options, pictures: int, devices: int = 1) -> Recipe:
+    """The recipe of a fine-tuning on so many pictures; its batch is a multiple of the devices.
+
+    Raises InputError for a --batch that is none.
+    """
     given = {name: getattr(options, name) for name in ("batch", "objects") if getattr(options, name)}
     if options.rounds:
         given |= {"points": options.rounds}
@@ -100,6 +103,13 @@ def make_recipe(options: Options, pictures: int) -> Recipe:
     recipe = replace(FINETUNE, **given, train={"decoder": "decoder", "lora": "lora+decoder", "all": "everything"}[
         options.train], lora_rank=options.lora_rank, lr=options.lr or RATES[options.train],
         boxes=BOXES[options.prompts])
+    if options.train == "lora":  # low-rank factors start from nothing: there is nothing in early layers to protect
+        recipe = replace(recipe, layer_decay=1.0)
+    if recipe.batch % devices:
+        if options.batch:
+            raise InputError(f"--batch {options.batch} cannot be shared by {devices} devices: give a multiple of "
+                             f"{devices}, or --sharding one")
+        recipe = replace(recipe, batch=-(-recipe.batch // devices) * devices)
     epoch = -(-pictures // recipe.batch)
     if options.steps or options.epochs:
         steps = options.steps or max(1, round(options.epochs * pictures / recipe.batch))

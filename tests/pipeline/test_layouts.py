@@ -10,7 +10,7 @@ from made import coco_file, compressed, instance_folder, members, picture, sa1b_
 from PIL import Image
 
 from samjax.data import open_source
-from samjax.data.sources import Joined, hash_split
+from samjax.data.sources import Joined, NoSplit, hash_split
 from samjax.errors import InputError
 
 
@@ -186,3 +186,24 @@ def test_objects_of_real_data_sets(reference, name):
     source = open_source(reference / "datasets" / name, "val")
     found = [(record.name, mask.area()) for record in source for mask in record.objects]
     assert found == [(row[0], row[2]) for row in rows]
+
+
+def test_patterns_keep_the_splits_that_are_named(tmp_path):
+    """Annotation files say by their names, folders by theirs; what says nothing is split by hash."""
+    coco_of(tmp_path / "coco" / "instances_train2017.json", [f"t{k}.png" for k in range(3)])
+    coco_of(tmp_path / "coco" / "instances_val2017.json", ["v0.png", "v1.png"])
+    pattern = str(tmp_path / "coco" / "*.json")
+    assert open_source(pattern, "train").names() == ["t0.png", "t1.png", "t2.png"]
+    assert open_source(pattern, "val").names() == ["v0.png", "v1.png"]
+    assert len(open_source(pattern)) == 5
+    with pytest.raises(NoSplit, match="its splits are train, val") as caught:
+        open_source(pattern, "test")
+    assert caught.value.known == ("train", "val")
+    instance_folder(tmp_path / "sets" / "a" / "train", pictures=3)
+    instance_folder(tmp_path / "sets" / "a" / "val", seed=1, pictures=2)
+    instance_folder(tmp_path / "sets" / "b", seed=2, pictures=10)
+    parts = [open_source(str(tmp_path / "sets" / "*"), split) for split in ("train", "val")]
+    assert sum(map(len, parts)) == 15 and not set(parts[0].names()) & set(parts[1].names())
+    assert len(parts[0]) == 3 + len(open_source(tmp_path / "sets" / "b", "train"))
+    with pytest.raises(NoSplit):
+        open_source(tmp_path / "sets" / "b", "train", by_hash=False)

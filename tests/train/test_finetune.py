@@ -13,8 +13,9 @@ import convert
 from samjax.cli import main
 from samjax.data import open_source
 from samjax.errors import InputError
+from samjax.predict import Embedding
 from samjax.train import finetune
-from samjax.train.material import Features, Listening, Thinned
+from samjax.train.material import Features, Listening, Thinned, embed, open_all, spread
 from samjax.train.metrics import read
 from samjax.train.options import Options, make_recipe
 from samjax.weights import resolve
@@ -140,10 +141,83 @@ def test_features(tmp_path):
         features["b.png"]
     with pytest.raises(KeyError):
         Features(tmp_path, "another")["a.png"]
+    assert features.made_of("a.png") == features.made_of("b.png") == ""
+    features.write("a.png", value, (30, 64), "pixels")
+    assert features.made_of("a.png") == "pixels"
     path = tmp_path / os.path.basename(features.path("a.png"))
     path.write_bytes(path.read_bytes()[:50])
     with pytest.raises(InputError, match="is damaged"):
         features["a.png"]
+    assert features.made_of("a.png") == ""
+
+
+class Encoder:
+    """In the place of a model: notes what it is asked to encode."""
+
+    config = shapes.CONFIG
+
+    def __init__(self):
+        self.seen = []
+
+    def encode(self, image):
+        self.seen.append(image)
+        return Embedding(np.full((1, 4, 4, 8), image.mean(), np.float32), np.array([image.shape[:2]]))
+
+
+def test_embeddings_of_pictures_that_changed(tmp_path):
+    """Only those are made anew; of some pictures alone where those are asked for."""
+    folder = shapes.write_folder(tmp_path / "data", pictures=4)
+    source, sam = open_source(folder), Encoder()
+    embed(sam, source, tmp_path / "cache", "mark", places=[2, 0])
+    assert len(sam.seen) == 2
+    embed(sam, source, tmp_path / "cache", "mark")
+    assert len(sam.seen) == 4
+    (folder / "images" / "01.png").write_bytes((folder / "images" / "02.png").read_bytes())
+    features = embed(sam, source, tmp_path / "cache", "mark")
+    assert len(sam.seen) == 5
+    np.testing.assert_array_equal(features["images/01.png"][0], features["images/02.png"][0])
+
+
+def test_spread(tmp_path):
+    source = open_source(shapes.write_folder(tmp_path / "data", pictures=16))
+    assert spread(source, 100).names() == source.names()
+    eight = spread(source, 8)
+    assert eight.names() == source.names()[::2] and eight.name == source.name
+    assert spread(eight, 4).names() == spread(source, 4).names()
+
+
+def names(sources):
+    return [name for source in sources for name in source.names()]
+
+
+def test_what_is_held_out(tmp_path):
+    """No picture is trained on and validated on; none is used for neither."""
+    plain = str(shapes.write_folder(tmp_path / "plain", pictures=10))
+    other = str(shapes.write_folder(tmp_path / "other", pictures=3, seed=1))
+    found = open_all(Options([plain], "m", "o"))
+    assert sorted(names(found["train"]) + names(found["val"])) == open_source(plain).names()
+    assert min(len(found["train"][0]), len(found["val"][0])) > 0
+    found = open_all(Options([plain], "m", "o", val=[other]))
+    assert len(found["train"][0]) == 10 and len(found["val"][0]) == 3
+    with pytest.raises(InputError, match="leave --val out"):
+        open_all(Options([plain], "m", "o", val=[plain]))
+    for split, pictures in (("train", 6), ("val", 2)):
+        shapes.write_folder(tmp_path / "declared" / "images" / split, pictures=pictures)
+    declared = tmp_path / "declared"
+    for split in ("train", "val"):  # images/train and images/val, masks/train and masks/val
+        (declared / "masks").mkdir(exist_ok=True)
+        (declared / "images" / split / "masks").rename(declared / "masks" / split)
+        for picture in (declared / "images" / split / "images").iterdir():
+            picture.rename(declared / "images" / split / picture.name)
+    for val in ([], [str(declared)]):
+        found = open_all(Options([str(declared)], "m", "o", val=val))
+        assert (len(found["train"][0]), len(found["val"][0])) == (6, 2)
+    (declared / "images" / "val").rename(declared / "images" / "test")
+    (declared / "masks" / "val").rename(declared / "masks" / "test")
+    found = open_all(Options([str(declared)], "m", "o"))
+    assert len(found["train"][0]) + len(found["val"][0]) == 6 and not any("test" in name for name in names(
+        found["val"]))
+    assert len(open_all(Options([plain], "m", "o", val=[str(declared)]))["val"][0]) == 2
 
 
 def test_recipes():
@@ -154,6 +228,10 @@ def test_recipes():
     assert make_recipe(Options(["d"], "m", "o", epochs=2, batch=8), 100).steps == 25
     recipe = make_recipe(Options(["d"], "m", "o", train="lora", prompts="box", steps=10, rounds=1), 100)
     assert (recipe.train, recipe.boxes, recipe.rounds, recipe.steps, recipe.warmup) == ("lora+decoder", 1.0, 1, 10, 2)
+    assert recipe.layer_decay == 1.0
+    assert make_recipe(options, 100, devices=8).batch == 8 and make_recipe(options, 100, devices=2).batch == 4
+    with pytest.raises(InputError, match="--batch 6 cannot be shared by 4 devices"):
+        make_recipe(Options(["d"], "m", "o", batch=6), 100, devices=4)
 
 
 def test_table():
