@@ -9,7 +9,7 @@ Everything but a model's own part does without JAX, so it is quick to import.
 import importlib
 
 _HOMES = {
-    "measures": "concealed", "describe": "properties", "reliability": "strata", "strata": "strata",
+    "measures": "concealed", "describe": "properties", "reliability": "strata", "stratify": "strata",
     "Crop": "crops", "Upscaled": "crops", "iou": "crops",
     "centre": "points", "next_point": "points", "score_points": "points",
     "noised": "boxes", "score_boxes": "boxes", "size_of": "boxes",

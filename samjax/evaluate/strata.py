@@ -17,8 +17,8 @@ EDGES = {
 BINS = 10  # of the reliability curve
 
 
-def strata(properties: Sequence[Mapping[str, float | None]], scores: Sequence[Mapping[str, float | None]],
-           names: Sequence[str], edges: Mapping[str, Sequence[float]] = EDGES) -> dict[str, list[dict]]:
+def stratify(properties: Sequence[Mapping[str, float | None]], scores: Sequence[Mapping[str, float | None]],
+             names: Sequence[str], edges: Mapping[str, Sequence[float]] = EDGES) -> dict[str, list[dict]]:
     """Means of scores in bins of each property.
 
     Args:

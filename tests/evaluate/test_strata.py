@@ -11,7 +11,7 @@ from hypothesis.extra.numpy import array_shapes, arrays
 
 from samjax.evaluate.crops import Crop
 from samjax.evaluate.properties import contrast, describe, lab, solidity, thinness
-from samjax.evaluate.strata import EDGES, reliability, strata
+from samjax.evaluate.strata import EDGES, reliability, stratify
 
 MASKS = arrays(bool, array_shapes(min_dims=2, max_dims=2, max_side=8), elements=st.booleans())
 
@@ -110,7 +110,7 @@ def test_strata():
                   zip([*random.random(40).tolist(), 0.0, 0.25, 0.5, 1.0, None, math.nan, 1.5],
                       [*random.integers(0, 30, 43).tolist(), 10, 5, 5, 5])]
     scores = [{"a": value, "b": None if i % 3 == 0 else value / 2} for i, value in enumerate(random.random(47).tolist())]
-    found = strata(properties, scores, ("a", "b"), edges)
+    found = stratify(properties, scores, ("a", "b"), edges)
     json.dumps(found, allow_nan=False)
     for name, cuts in edges.items():
         for place, (low, high) in enumerate(zip(cuts, cuts[1:])):
@@ -127,9 +127,9 @@ def test_strata():
 
 
 def test_strata_of_few():
-    assert strata([], [], ("a",)) == {name: [] for name in EDGES}
+    assert stratify([], [], ("a",)) == {name: [] for name in EDGES}
     one = {"low": 0.95, "high": 1, "objects": 1, "a": None, "a_error": None}
-    assert strata([{"solidity": 1.0}], [{"a": math.nan}], ("a",))["solidity"] == [one]
+    assert stratify([{"solidity": 1.0}], [{"a": math.nan}], ("a",))["solidity"] == [one]
 
 
 def test_reliability():
