@@ -35,6 +35,7 @@ def call(capsys, *words):
     (["--out", "OUT", "--lr", "nan"], "--lr nan: it must not be below 0"),
     (["--out", "OUT", "--steps", "5", "--epochs", "2"], "give --steps or --epochs, not both"),
     (["--out", "OUT", "--mix-share", "1.5"], "--mix-share 1.5: it must be above 0 and below 1"),
+    (["--out", "OUT", "--balance", "-1"], "--balance -1.0: it must be from 0 to 1"),
     (["--out", "OUT", "--average", "1"], "--average 1.0: it must be at least 0 and below 1"),
     (["--out", "OUT", "--val-objects", "0"], "--val-objects 0: it must be 1 or more"),
     (["--out", "OUT", "--val", "nowhere"], "nowhere: no such file or folder"),

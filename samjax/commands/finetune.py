@@ -59,6 +59,7 @@ NUMBERS = {
         ("average", float, 0.99, "decay of the moving average of the parameters, which is the result; 0: none"),
         ("keep", float, 0.0, "pull towards the parameters at the start; 1 to 30 is sensible"),
         ("mix-share", float, 0.25, "share of --mix in the training"),
+        ("balance", float, 1.0, "of several DATA each is drawn in proportion to pictures^X; 0: all alike"),
         ("seed", int, 0, "of all that is random"),
         ("workers", int, 0, "processes that read pictures; 0: a thread"),
     ),

@@ -183,11 +183,12 @@ class _Job:
     def _pipeline(self, recipe: Recipe, config, sources):
         options = self.options
         groups = [*sources["train"], *sources["mix"]]
-        weights = None
+        weights = [len(source) ** options.balance for source in sources["train"]]
         if sources["mix"]:
-            pictures = sum(map(len, sources["train"]))
-            weights = [(1 - options.mix_share) * len(source) / pictures for source in sources["train"]]
+            weights = [(1 - options.mix_share) * weight / sum(weights) for weight in weights]
             weights += [options.mix_share / len(sources["mix"])] * len(sources["mix"])
+        elif options.balance == 1:
+            weights = None  # the same, in order: each picture once before any comes again
         return make_pipeline(groups, training_config(config, recipe), batch=recipe.batch, objects=recipe.objects,
                              mask_size=options.mask_size or None, seed=options.seed, weights=weights,
                              augment=AUGMENT.get(options.augment), workers=options.workers, report=self.say)

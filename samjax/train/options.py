@@ -26,6 +26,7 @@ class Options:
     val: Sequence[str] = ()
     mix: Sequence[str] = ()
     mix_share: float = 0.25
+    balance: float = 1.0
     images: str = ""
     masks: str = "auto"
     train: str = "decoder"
@@ -64,6 +65,8 @@ class Options:
                 raise InputError(f"--{name.replace('_', '-')} {getattr(self, name)}: it must be 1 or more")
         if not 0 <= self.average < 1:
             raise InputError(f"--average {self.average}: it must be at least 0 and below 1")
+        if not 0 <= self.balance <= 1:
+            raise InputError(f"--balance {self.balance}: it must be from 0 to 1")
         if not 0 < self.mix_share < 1:
             raise InputError(f"--mix-share {self.mix_share}: it must be above 0 and below 1")
         if self.steps and self.epochs:

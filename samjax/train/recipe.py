@@ -40,7 +40,6 @@ class Recipe:
     # The data
     batch: int = 256  # images a step, over all devices together
     objects: int = 64  # masks of an image at most, drawn at random (the paper: 64 a GPU, which holds one image)
-    max_area: float = 0.9  # masks that cover more of the image are dropped
     jitter: tuple[float, ...] = ()  # scales of large-scale jitter, (0.1, 2.0) where data is scarce; () for none
 
     # The annotator
@@ -84,6 +83,14 @@ class Recipe:
         """Predictions for each mask: 11 by default."""
         return self.points + self.refinements
 
+    def pipeline(self) -> dict:
+        """What `samjax.data.make_pipeline` is to be given: batch, objects, augment. (Masks over 90 % of a picture are
+        dropped by every pipeline.)"""
+        from samjax.data.transforms import Augment
+
+        jitter = Augment(flip=0.0, scale=self.jitter) if self.jitter else None
+        return {"batch": self.batch, "objects": self.objects, "augment": jitter}
+
     def __post_init__(self):
         for name, value in dataclasses.asdict(self).items():
             if not _alike(value, _DEFAULTS[name]):
@@ -94,8 +101,7 @@ class Recipe:
                 raise InputError(f"recipe: {name} {getattr(self, name)!r} is none of {', '.join(choices)}")
         for name in ("batch", "objects", "points", "steps", "accumulate", "lora_rank"):
             _require(getattr(self, name) >= 1, name, "at least 1", self)
-        for name in ("boxes", "max_area"):
-            _require(0 <= getattr(self, name) <= 1, name, "from 0 to 1", self)
+        _require(0 <= self.boxes <= 1, "boxes", "from 0 to 1", self)
         for name in ("drop_path", "dropout"):
             _require(0 <= getattr(self, name) < 1, name, "at least 0 and below 1", self)
         for name in ("lr", "warmup", "weight_decay", "clip", "box_noise", "box_noise_limit", "focal", "dice", "iou",

@@ -22,10 +22,17 @@ def test_presets_hold_the_papers_values(name):
     for setting, value in PAPER[name].items():
         assert getattr(recipe, setting) == value, setting
     assert (recipe.betas, recipe.weight_decay, recipe.warmup, recipe.dropout) == ((0.9, 0.999), 0.1, 250, 0.1)
-    assert (recipe.focal, recipe.dice, recipe.iou, recipe.objects, recipe.max_area) == (20, 1, 1, 64, 0.9)
+    assert (recipe.focal, recipe.dice, recipe.iou, recipe.objects) == (20, 1, 1, 64)
     assert len(recipe.drops) == 2 and recipe.drops[1] < recipe.steps
     for drop, share in zip(recipe.drops, (60_000 / 90_000, 86_666 / 90_000)):
         assert abs(drop / recipe.steps - share) < 1e-5
+
+
+def test_what_a_pipeline_is_given():
+    from samjax.data import Augment
+
+    assert Recipe().pipeline() == {"batch": 256, "objects": 64, "augment": None}
+    assert preset("mask_generation").pipeline()["augment"] == Augment(flip=0.0, scale=(0.1, 2.0))
 
 
 def test_eleven_rounds():
