@@ -19,11 +19,14 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-import samjax
-from samjax.cli import main as samjax_main
-from samjax.data import open_source
-from samjax.evaluate import centre, score
-from samjax.evaluate.crops import Crop
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+import samjax  # noqa: E402
+from samjax.cli import main as samjax_main  # noqa: E402
+from samjax.data import open_source  # noqa: E402
+from samjax.evaluate import centre, score  # noqa: E402
+from samjax.evaluate.crops import Crop  # noqa: E402
 
 SETS = ("magnetic_tile", "isbi_em", "dsb2018", "cwfid", "kolektorsdd", "crackforest")
 RESULTS = Path(__file__).parent / "results" / "finetune.json"
