@@ -4,8 +4,9 @@
                                    [--options "--lr 3e-4 --mix PATH"]
 
 DATASETS is a folder of data sets, each of a layout that `samjax finetune` reads. For each set it runs `samjax finetune`
-(train split; the best on the val split), scores the val splits of the set and of the natural scenes with both models,
-and draws OUT/SET_before_after.png. Everything is collected in experiments/results/finetune.json. Runs that are done
+(train split; the best on the val split; embeddings are shared, so --options must leave the encoder alone), scores all
+objects of the val splits of the set and of the natural scenes with both models, and draws OUT/SET_before_after.png.
+Everything is collected in experiments/results/finetune.json. Runs that are done
 already are not done again. Two cores of a CPU, minutes as given for each set.
 """
 
@@ -24,9 +25,13 @@ sys.path.insert(0, str(ROOT))
 
 import samjax  # noqa: E402
 from samjax.cli import main as samjax_main  # noqa: E402
-from samjax.data import open_source  # noqa: E402
+from samjax.data import open_source, with_features  # noqa: E402
 from samjax.evaluate import centre, score  # noqa: E402
 from samjax.evaluate.crops import Crop  # noqa: E402
+from samjax.evaluate.made import commit  # noqa: E402
+from samjax.job import fingerprint  # noqa: E402
+from samjax.train.material import embed  # noqa: E402
+from samjax.weights import resolve  # noqa: E402
 
 SETS = ("magnetic_tile", "isbi_em", "dsb2018", "cwfid", "kolektorsdd", "crackforest")
 RESULTS = Path(__file__).parent / "results" / "finetune.json"
@@ -44,16 +49,16 @@ def main() -> None:
     args = parser.parse_args()
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     untuned = samjax.load()
-    natural = open_source(args.datasets / args.natural, "val")
+    natural = cached(args, untuned, args.natural)
     for name in args.sets:
         report = tune(args, name)
-        tuned = samjax.load(str(args.out / name))
+        tuned, val = samjax.load(str(args.out / name)), cached(args, untuned, name)
         results.setdefault("natural", {"set": args.natural, "untuned": percent(score(untuned, natural))})
         results.setdefault("sets", {})[name] = {
-            "untuned": next(iter(report["untuned"].values())), "tuned": next(iter(report["tuned"].values())),
+            "untuned": percent(score(untuned, val)), "tuned": percent(score(tuned, val)),
             "natural": percent(score(tuned, natural)), "steps": report["steps"], "best_step": report["best_step"],
             "ended_by": report["ended_by"], "pictures": report["pictures"], "seconds": report["seconds"],
-            "options": args.options, "minutes": args.minutes}
+            "options": args.options, "minutes": args.minutes, "commit": commit()}
         RESULTS.parent.mkdir(exist_ok=True)
         RESULTS.write_text(json.dumps(results, indent=1) + "\n")
         sheet(untuned, tuned, open_source(args.datasets / name, "val")).save(args.out / f"{name}_before_after.png")
@@ -64,11 +69,18 @@ def main() -> None:
 
 
 def tune(args, name: str) -> dict:
-    words = ["finetune", str(args.datasets / name), "--out", str(args.out / name), *shlex.split(args.options)]
+    words = ["finetune", str(args.datasets / name), "--out", str(args.out / name), "--embeddings",
+             str(args.out / "embeddings"), *shlex.split(args.options)]
     status = samjax_main([*words, "--minutes", str(args.minutes)] if args.minutes else words)
     if status or not (args.out / name / "report.json").exists():
         sys.exit(f"samjax finetune ended with status {status}")
     return json.loads((args.out / name / "report.json").read_text())
+
+
+def cached(args, sam, name: str):
+    """The val split with the embeddings that all models share: the encoder is the same."""
+    source = open_source(args.datasets / name, "val")
+    return with_features(source, embed(sam, source, args.out / "embeddings", fingerprint(resolve("mobile_sam"))))
 
 
 def percent(report) -> dict:

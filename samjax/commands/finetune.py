@@ -81,6 +81,8 @@ def add(subparsers) -> None:
     parser.add_argument("--val", metavar="DATA", action="append", default=[], help="other data to validate on")
     parser.add_argument("--mix", metavar="DATA", action="append", default=[],
                         help="data of other kinds that are not to be forgotten")
+    parser.add_argument("--embeddings", metavar="DIR", default="",
+                        help="where embeddings are kept, if several runs are to share them (default: in --out)")
     parser.add_argument("--images", metavar="DIR", default="", help="the folder of a COCO file's pictures")
     parser.add_argument("--masks", choices=("auto", "instances", "classes"), default="auto",
                         help="what numbers in mask pictures mean (default: by their bits)")

@@ -2,7 +2,7 @@
 
     out/job.json        what this run is; another one is refused
     out/pictures.json   of how many pictures of each source embeddings were made
-    out/embeddings/     of all pictures, where the encoder is frozen and nothing is augmented
+    out/embeddings/     of all pictures, where the encoder is frozen and nothing is augmented (or options.embeddings)
     out/checkpoints/, metrics.jsonl, tensorboard/, curves.png
     out/model           the best model so far: `samjax segment --model out`
     out/report.json     untuned and tuned scores
@@ -106,9 +106,9 @@ class _Job:
         self.untuned = load(self.path)
         self._leave_out(recipe)
         if self.options.frozen_encoder:
-            self._make_embeddings(("val", "kept"), 0.2)
+            self._make_embeddings(("val", "kept"), 0.3)
         if self.options.cached:
-            self._make_embeddings(("train", "mix"), 0.5)
+            self._make_embeddings(("train", "mix"), 0.6)
         baseline = self._baseline()
         plan = self._plan(recipe, baseline)
         config, params = self._start(recipe)
@@ -167,7 +167,8 @@ class _Job:
                 yield index
 
         with self.progress(f"embeddings of {source.name}") as progress:
-            features = embed(self.untuned, source, self.out / "embeddings", _fingerprint(self.path), progress, places())
+            folder = self.options.embeddings or self.out / "embeddings"
+            features = embed(self.untuned, source, folder, _fingerprint(self.path), progress, places())
         write_json(path, counts | {note: len(taken)})
         return with_features(source.select(sorted(taken), source.name), features)
 

@@ -27,6 +27,7 @@ class Options:
     mix: Sequence[str] = ()
     mix_share: float = 0.25
     balance: float = 1.0
+    embeddings: str = ""
     images: str = ""
     masks: str = "auto"
     train: str = "decoder"
@@ -85,7 +86,7 @@ class Options:
     def identity(self) -> dict:
         """All that must not change when a run is taken up again; JSON-able. What only conducts it is left out."""
         values = dataclasses.asdict(self)
-        for name in ("out", "workers", "minutes", "sharding"):
+        for name in ("out", "embeddings", "workers", "minutes", "sharding"):
             del values[name]
         paths = {name: [os.path.abspath(path) for path in values[name]] for name in ("data", "val", "mix")}
         if os.path.exists(self.init):
