@@ -8,8 +8,10 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path, PurePosixPath
 
+import numpy as np
+
 from samjax.data.coco import Coco
-from samjax.data.labels import read_objects
+from samjax.data.labels import read_ids, read_objects
 from samjax.data.records import Record
 from samjax.data.sources import SPLITS, Joined, Source
 from samjax.errors import InputError
@@ -40,6 +42,9 @@ class Folder(Source):
         name, picture, masks = self.items[index]
         objects = [part for mask in masks for part in read_objects(self.root / mask, self.kind)]
         return Record(name, partial(open_image, self.root / picture), objects)
+
+    def segmentations(self, index: int) -> list[np.ndarray]:
+        return [read_ids(self.root / mask, exact=True)[0] for mask in self.items[index][2]]
 
 
 def from_meta(root: Path, kind: str = "auto") -> tuple[Source, list[str | None]]:

@@ -46,6 +46,11 @@ class Source:
         """The record's name, without reading it."""
         raise NotImplementedError
 
+    def segmentations(self, index: int) -> list[np.ndarray]:
+        """The record's mask pictures as ids, int (h, w), where each is the whole picture segmented by another
+        annotator (as in BSDS500). Raises InputError where the layout has no mask pictures."""
+        raise InputError(f"{self.name}: only folders with mask pictures have segmentations of whole pictures")
+
     def __getitem__(self, index: int) -> Record:
         """The record with its objects of at least 32 px."""
         record = self.record(index)
@@ -84,6 +89,9 @@ class Subset(Source):
     def item_name(self, index: int) -> str:
         return self.source.item_name(int(self.indices[index]))
 
+    def segmentations(self, index: int) -> list[np.ndarray]:
+        return self.source.segmentations(int(self.indices[index]))
+
 
 class Joined(Source):
     """Several sources in a row. prefixes: put before the names of each, where they would not differ otherwise."""
@@ -119,6 +127,10 @@ class Joined(Source):
         which, place = self.place(index)
         return self.prefixes[which] + self.sources[which].item_name(place)
 
+    def segmentations(self, index: int) -> list[np.ndarray]:
+        which, place = self.place(index)
+        return self.sources[which].segmentations(place)
+
 
 class WithFeatures(Source):
     """A source whose records bring their cached embeddings, so that no picture is read."""
@@ -142,6 +154,9 @@ class WithFeatures(Source):
 
     def item_name(self, index: int) -> str:
         return self.source.item_name(index)
+
+    def segmentations(self, index: int) -> list[np.ndarray]:
+        return self.source.segmentations(index)
 
 
 @dataclasses.dataclass
