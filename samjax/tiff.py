@@ -90,6 +90,8 @@ class Tiff:
         """Where segments lie. Uncompressed strips may be cut anywhere between rows: into pieces of a megabyte."""
         h, w = self.hw
         tiled = TILES in self.tags
+        if not tiled and STRIP_BYTES not in self.tags and len(self._all(STRIPS)) == 1:
+            self._to_the_end()
         self.offsets, self.sizes = (self._all(tag) for tag in ((TILES, TILE_BYTES) if tiled else (STRIPS, STRIP_BYTES)))
         if tiled:
             self.segment_hw = self._one(TILE_HEIGHT), self._one(TILE_WIDTH)
@@ -104,6 +106,13 @@ class Tiff:
                              f"{self.across * self.down * self.planes} are needed")
         if not tiled and self._one(COMPRESSION, NONE) == NONE:
             self._cut_strips()
+
+    def _to_the_end(self) -> None:
+        """Some old writers leave out how long the one strip is: all that follows it may be of it."""
+        here = self.file.tell()
+        length = self.file.seek(0, 2) - int(self._all(STRIPS)[0])
+        self.file.seek(here)
+        self.tags[STRIP_BYTES] = Entry(16, 1, struct.pack(f"{self.order}Q", max(length, 0)))
 
     def _cut_strips(self) -> None:
         (h, w), (high, _) = self.hw, self.segment_hw

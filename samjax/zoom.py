@@ -70,6 +70,11 @@ class Zoomed:
         box, part = self._drawn(index)
         return runs.of_mask(np.zeros((1, 1), bool) if part is None else part, box[:2], self.image_hw[0])
 
+    @property
+    def empty(self) -> bool:
+        """Whether the best mask has no pixel."""
+        return self._drawn(None)[1] is None
+
     def _drawn(self, index: int | None) -> tuple[Box, np.ndarray | None]:
         logits = self.logits[self.best if index is None else index]
         x0, y0, x1, y1 = self.crop
@@ -191,14 +196,16 @@ def _by_points(look: _Look, share: float) -> Zoomed:
         crop = wider
     x0, y0, x1, y1 = found.box()
     closer = look.crop((x0, y0, x1 + 1, y1 + 1), (max(x1 - x0, y1 - y0) + 1) / share)
-    if (x0, y0) == (x1, y1) or max(x1 - x0, y1 - y0) >= SMALL * _side(crop):
+    if found.empty or max(x1 - x0, y1 - y0) >= SMALL * _side(crop):
         return found
     again = replace(look, prompt=look.prompt | {"boxes": np.array([x0, y0, x1 + 1, y1 + 1], np.float64)}).at(closer)
     return again if not _cut(again) and _agree(found, again) else found
 
 
 def _cut(found: Zoomed) -> bool:
-    """Whether the best mask reaches a side of its crop beyond which the picture goes on."""
+    """Whether the best mask reaches a side of its crop beyond which the picture goes on. An empty one does not."""
+    if found.empty:
+        return False
     (x0, y0, x1, y1), (left, top, right, bottom), (h, w) = found.box(), found.crop, found.image_hw
     near = math.ceil(NEAR * _side(found.crop) / min(found.config.image_size))
     return bool((left > 0 and x0 < left + near) or (top > 0 and y0 < top + near)

@@ -90,6 +90,18 @@ def test_an_uncompressed_strip_is_cut_between_rows(tmp_path, monkeypatch):
         assert len(read) == 1 and picture._source.tiff.segment_hw[0] < 1000
 
 
+@pytest.mark.parametrize("in_memory", [0, 2**30])
+def test_one_strip_of_unsaid_length(tmp_path, in_memory):
+    """Old writers leave StripByteCounts out of uncompressed files."""
+    path = tmp_path / "a.tif"
+    Image.fromarray(RGB).save(path, tiffinfo={278: H})
+    content = path.read_bytes()
+    at = content.rindex(b"\x17\x01\x04\x00")  # the entry of tag 279, a LONG
+    path.write_bytes(content[:at] + b"\x17\xff" + content[at + 2 :])
+    with open_picture(path, in_memory=in_memory) as picture:
+        same_windows(picture, RGB)
+
+
 def test_only_the_tiles_that_a_window_touches_are_read_and_few_are_kept(tmp_path, monkeypatch):
     with open_picture(tiled(tmp_path / "a.tif"), in_memory=0) as picture:
         read, whole = [], picture._source.tiff

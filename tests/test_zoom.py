@@ -101,6 +101,13 @@ def test_a_point_is_zoomed_out_until_its_object_fits_and_in_if_it_is_small(crops
     assert not rle.to_mask(found.segmentation(0)).any()
 
 
+def test_an_empty_answer_is_not_looked_for_elsewhere(crops, monkeypatch):
+    empty = np.full((1, 4, 64, 64), -1.0, np.float32), np.array([[0.8, 0.2, 0.9, 0.5]], np.float32)
+    monkeypatch.setattr(Sam, "_decode", lambda self, features, slots: empty)
+    found, = zoom.segment(SAM, Picture(Nowhere(), 3), points=[[2000, 1000]], labels=[1])
+    assert found.empty and len(crops) == 1 and not rle.to_mask(found.segmentation()).any()
+
+
 def test_several_objects_and_points(crops):
     at = lambda name, dx=0, dy=0: np.add(SHAPES[name][:2], (dx, dy))
     picture = Picture(Nowhere(), 3)
