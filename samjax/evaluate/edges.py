@@ -11,13 +11,15 @@ The numbers of matched pixels are the same; which ones of the map are matched wi
 is a choice, and with it slightly what several annotators match together (precision). NumPy and SciPy only.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from functools import cache
 
 import numpy as np
 
+from samjax.data.sources import Source
 from samjax.errors import InputError
+from samjax.evaluate.proposals import spread
 
 THRESHOLDS = 99
 TOLERANCE = 0.0075  # of the picture's diagonal
@@ -55,6 +57,73 @@ class Counts:
     def precision(self) -> np.ndarray:
         """(k,) in 0..1; 0 where the map has no pixel."""
         return self.right / np.maximum(self.found, 1)
+
+
+@dataclass
+class EdgeReport:
+    """Edges of a source. cuts: the thresholds; counts: by the pictures' names; failures: (name, reason)."""
+
+    name: str
+    cuts: np.ndarray
+    counts: dict[str, Counts] = field(default_factory=dict)
+    failures: list[tuple[str, str]] = field(default_factory=list)
+
+    @property
+    def pictures(self) -> int:
+        return len(self.counts)
+
+    def summary(self) -> dict[str, float]:
+        """See the function `summary`."""
+        return summary(list(self.counts.values()), self.cuts)
+
+    def to_json(self) -> dict:
+        """Plain lists and numbers, each picture's counts and own best F-measure, and the curve of all together."""
+        total = sum(list(self.counts.values())[1:], next(iter(self.counts.values())))
+        own = {name: float(f_measure(one.recall, one.precision).max()) for name, one in self.counts.items()}
+        return {
+            "name": self.name, "pictures": self.pictures,
+            "summary": {name: round(value, 6) if np.isfinite(value) else None
+                        for name, value in self.summary().items()},
+            "failures": [list(failure) for failure in self.failures],
+            "curve": {"threshold": self.cuts.round(6).tolist(), "recall": total.recall.round(6).tolist(),
+                      "precision": total.precision.round(6).tolist()},
+            "counts": {name: {"f": round(own[name], 6), **one.to_json()} for name, one in self.counts.items()},
+        }
+
+
+def score_edges(predict: Callable[[np.ndarray], np.ndarray], source: Source, limit: int | None = None, *,
+                cuts: np.ndarray | None = None, progress: Callable[[int, int], None] | None = None) -> EdgeReport:
+    """The benchmark on a source whose mask pictures are whole segmentations, one for each annotator (as BSDS500's).
+
+    Args:
+        predict: from a picture, uint8 (h, w, 3), to its edges, float (h, w) in 0..1: for a model
+            `functools.partial(samjax.evaluate.sam_edges, sam)`.
+        limit: at most so many pictures, evenly spread. cuts: default the 99 thresholds. progress: called with
+            (pictures done, pictures) after each.
+
+    Raises InputError: a layout without segmentations, nothing to score. Pictures that cannot be read are failures.
+    """
+    places = spread(len(source), limit)
+    report = EdgeReport(source.name or "data", thresholds() if cuts is None else np.asarray(cuts, float))
+    for done, place in enumerate(places, 1):
+        name = source.item_name(place)
+        try:
+            report.counts[name] = score_picture(predict, source, place, report.cuts)
+        except (InputError, OSError) as error:
+            report.failures.append((name, getattr(error, "strerror", None) or str(error)))
+        if progress is not None:
+            progress(done, len(places))
+    if not report.counts:
+        reason = "; the first: {}: {}".format(*report.failures[0]) if report.failures else ""
+        raise InputError(f"{report.name}: no picture whose edges can be scored{reason}")
+    return report
+
+
+def score_picture(predict: Callable[[np.ndarray], np.ndarray], source: Source, place: int,
+                  cuts: np.ndarray | None = None) -> Counts:
+    """The counts of one picture of a source. Raises InputError."""
+    drawn = [outlines(segments) for segments in source.segmentations(place)]
+    return count(predict(source.record(place).image), drawn, cuts)
 
 
 def thresholds(count: int = THRESHOLDS) -> np.ndarray:

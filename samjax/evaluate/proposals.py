@@ -45,6 +45,10 @@ class ProposalReport:
     failures: list[tuple[str, str]] = field(default_factory=list)
 
     @property
+    def pictures(self) -> int:
+        return len(self.found)
+
+    @property
     def objects(self) -> int:
         return sum(len(one.areas) for one in self.found.values())
 
@@ -63,7 +67,7 @@ class ProposalReport:
         by_size = average_recall(found)
         counts = {size: int(sum(one.sizes[i].sum() for one in found)) for i, size in enumerate(SIZES)}
         return {
-            "name": self.name, "pictures": len(found), "objects": self.objects,
+            "name": self.name, "pictures": self.pictures, "objects": self.objects,
             "summary": {name: _number(value) for name, value in self.summary().items()},
             "by_size": {size: {"objects": counts[size], **{f"ar_{limit}": _number(value) for limit, value
                                                           in zip(LIMITS, by_size[size])}} for size in SIZES},
