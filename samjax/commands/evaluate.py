@@ -8,6 +8,7 @@ import time
 from argparse import ArgumentTypeError
 from pathlib import Path
 
+from samjax.commands import protocols
 from samjax.commands.common import add_command, emit, start_jax
 from samjax.errors import InputError
 from samjax.outputs import check_folder, write_all
@@ -18,7 +19,10 @@ set of its own. A score is the mean IoU over a set's objects of at least 32 px, 
 
 prompts: point, from one click or several: the first is the object's pixel farthest from its boundary, each further one
 that of the largest error region; "oracle" takes the best mask in place of the most confident one. box, from the box
-around each object: one mask. Masks of everything are not scored yet.
+around each object: one mask. everything: the automatic mask that fits the object best (see --preset). proposals:
+average recall (COCO's, IoU 0.5 to 0.95) of the first 10, 100 and 1000 masks from 64 x 64 points, by size. edges: ODS,
+OIS, AP and R50 of BSDS500; each mask picture must be one annotator's segmentation of the whole picture. The last two
+are done as in the paper (Segment Anything, appendix D).
 
 Written with --out: model, sha256 of its weights, versions, settings, and each object's scores.
 
@@ -29,8 +33,8 @@ examples:
   samjax evaluate data --split val --model runs/tuned --prompt point --points 1,2,3,5,9 --out scores.json
   samjax evaluate coco/annotations/instances_val2017.json --images coco/val2017 --limit 500
 """
-PROMPTS = ("point", "box")
-LATER = ("everything", "proposals", "edges")
+DEFAULT = ("point", "box")
+PROMPTS = (*DEFAULT, "everything")  # by the object
 
 
 def add(subparsers) -> None:
@@ -41,7 +45,7 @@ def add(subparsers) -> None:
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32",
                         help="of the computation (default: %(default)s)")
     parser.add_argument("--prompt", dest="prompts", metavar="P", action="append", type=_prompt,
-                        help="point or box (repeatable; default: both)")
+                        help="point, box, everything, proposals or edges (repeatable; default: point and box)")
     parser.add_argument("--split", metavar="S", help="train, val or test (default: all that there is)")
     parser.add_argument("--points", metavar="N,N", type=_counts, default=(1,),
                         help="score after so many points (default: 1)")
@@ -50,6 +54,8 @@ def add(subparsers) -> None:
     parser.add_argument("--box-noise", metavar="X", type=float, default=0.0,
                         help="move the boxes' sides by noise of this share of them, at most 20 px (0.1 as in training)")
     parser.add_argument("--refine", action="store_true", help="a second round for boxes, the first answer fed back")
+    parser.add_argument("--preset", choices=("fast", "paper", "dense"),
+                        help="of everything, as in samjax everything (default: 32 x 32 points)")
     parser.add_argument("--seed", metavar="N", type=int, default=0, help="of random points and noise (default: 0)")
     parser.add_argument("--limit", metavar="N", type=int, help="at most N pictures of each DATA, evenly spread")
     parser.add_argument("--images", metavar="DIR", help="the pictures of a COCO .json, if they are not found near it")
@@ -60,26 +66,24 @@ def add(subparsers) -> None:
 
 
 def run(args) -> int:
-    args.prompts = tuple(dict.fromkeys(args.prompts or PROMPTS))
+    args.prompts = tuple(dict.fromkeys(args.prompts or DEFAULT))
     _check(args)
     sources = _sources(args)
     path, model = _model(args)
     start = time.perf_counter()
-    reports = _scores(args, sources, path)
-    found = _json(args, model, reports, time.perf_counter() - start)
+    reports, others = _scores(args, sources, path)
+    found = _json(args, model, reports, others, time.perf_counter() - start)
     text = json.dumps(found)
     if args.out:
         folder, name = os.path.split(os.path.abspath(args.out))
         write_all(folder, {name: lambda temporary: Path(temporary).write_text(text + "\n")})
-    emit(text if args.json else _table(args, reports))
-    return 1 if any(report.failures for report in reports) else 0
+    emit(text if args.json else _tables(args, reports, others))
+    return 1 if any(report.failures for report in [*reports, *sum(others.values(), [])]) else 0
 
 
 def _prompt(text: str) -> str:
-    if text in LATER:
-        raise ArgumentTypeError(f"{text!r} is not scored yet: point and box are")
-    if text not in PROMPTS:
-        raise ArgumentTypeError(f"{text!r} is none of {', '.join(PROMPTS)}")
+    if text not in (*PROMPTS, *protocols.NAMES):
+        raise ArgumentTypeError(f"{text!r} is none of {', '.join((*PROMPTS, *protocols.NAMES))}")
     return text
 
 
@@ -124,18 +128,38 @@ def _model(args) -> tuple[Path, dict]:
     return path, {"name": args.model, "architecture": config.name, "sha256": sha256, "dtype": args.dtype}
 
 
-def _scores(args, sources, path) -> list:
+def _scores(args, sources, path) -> tuple[list, dict[str, list]]:
+    """Reports by the object, one for each source, none if nothing is asked of them; and by protocol those by the
+    picture."""
     start_jax()
-    from samjax.evaluate import score
     from samjax.predict import load
 
     sam, reports = load(path, dtype=args.dtype), []
+    prompts = [prompt for prompt in args.prompts if prompt in PROMPTS]
+    others = {name: [] for name in protocols.NAMES if name in args.prompts}
     for source in sources:
-        with _meter(source.name) as progress:
-            reports.append(score(sam, source, args.prompts, limit=args.limit, progress=progress, **_settings(args)))
-        for name, reason in reports[-1].failures:
-            _say(f"{source.name}: {name}: {reason}")
-    return reports
+        if prompts:
+            with _meter(source.name) as progress:
+                reports.append(_score(args, sam, source, prompts, progress))
+        for name, found in others.items():
+            with _meter(f"{source.name} {name}") as progress:
+                found.append(protocols.score(sam, source, name, args.limit, progress))
+        for report in [*reports[-1:], *(found[-1] for found in others.values())]:
+            for name, reason in report.failures:
+                _say(f"{source.name}: {name}: {reason}")
+    return reports, others
+
+
+def _score(args, sam, source, prompts, progress):
+    """A set's report by the object, for all of the prompts."""
+    from samjax.evaluate import score, score_everything
+
+    asked, found = [prompt for prompt in prompts if prompt != "everything"], []
+    if asked:
+        found.append(score(sam, source, asked, limit=args.limit, progress=progress, **_settings(args)))
+    if "everything" in prompts:
+        found.append(score_everything(sam, source, args.preset, args.limit, progress=None if asked else progress))
+    return found[0].joined(found[1]) if found[1:] else found[0]
 
 
 def _settings(args) -> dict:
@@ -164,15 +188,23 @@ def _say(text: str) -> None:
         print("samjax:", " ".join(text.split()), file=sys.stderr)
 
 
-def _json(args, model: dict, reports, seconds: float) -> dict:
+def _json(args, model: dict, reports, others, seconds: float) -> dict:
     import jax
 
     from samjax.evaluate.made import commit, versions
 
     return {"model": model, "versions": versions(), "commit": commit(), "device": jax.devices()[0].device_kind,
             "settings": {"prompts": list(args.prompts), **_settings(args), "points": list(args.points),
-                         "split": args.split, "limit": args.limit, "masks": args.masks},
-            "seconds": round(seconds, 3), "sets": [report.to_json() for report in reports]}
+                         "split": args.split, "limit": args.limit, "masks": args.masks, "preset": args.preset},
+            "seconds": round(seconds, 3), "sets": [report.to_json() for report in reports],
+            **{name: [report.to_json() for report in found] for name, found in others.items()}}
+
+
+def _tables(args, reports, others) -> str:
+    """A table for what is scored by the object, and one for each other protocol."""
+    tables = [_table(args, reports)] if reports else []
+    return "\n\n".join([*tables, *(_aligned(protocols.rows(name, found, _labels(found)))
+                                   for name, found in others.items())])
 
 
 def _table(args, reports) -> str:
@@ -185,6 +217,11 @@ def _table(args, reports) -> str:
         rows.append([label, f"{report.pictures:,}", f"{len(report.rows):,}",
                      *(f"{100 * means[name]:.1f}" for name in names),
                      *(f"{100 * by_size[size]['box']:.1f}" if size in by_size else "-" for size in sizes)])
+    return _aligned(rows)
+
+
+def _aligned(rows: list[list[str]]) -> str:
+    """The first column to the left, the others to the right."""
     widths = [max(map(len, column)) for column in zip(*rows)]
     return "\n".join("  ".join([row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width
                                                           in zip(row[1:], widths[1:]))]) for row in rows)

@@ -12,7 +12,10 @@ _HOMES = {
     "measures": "concealed", "describe": "properties", "reliability": "strata", "stratify": "strata",
     "Crop": "crops", "Upscaled": "crops", "iou": "crops",
     "centre": "points", "next_point": "points", "score_points": "points",
+    "score_edges": "edges", "outlines": "edges", "sam_edges": "edge_maps", "canny": "edge_maps",
+    "score_proposals": "proposals", "average_recall": "proposals",
     "noised": "boxes", "score_boxes": "boxes", "size_of": "boxes",
+    "match": "everything", "score_everything": "everything",
     "Report": "report", "Row": "report", "embed": "scoring", "score": "scoring",
 }
 __all__ = sorted(_HOMES)
