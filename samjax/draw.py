@@ -5,6 +5,7 @@ import contextlib
 import math
 import os
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
@@ -18,6 +19,13 @@ _FINE = 4  # markers and corners are drawn this many times larger, then reduced
 _GOLDEN = (math.sqrt(5) - 1) / 2
 
 
+class Part(NamedTuple):
+    """A mask that lies in a box: bool (h, w) of the box, and its top left pixel (x, y) in the picture."""
+
+    mask: np.ndarray
+    corner: tuple[int, int]
+
+
 def overlay(image: np.ndarray, masks: np.ndarray | Sequence[np.ndarray], points=None, labels=None,
             boxes=None) -> Image.Image:
     """The picture, RGB, with each object in a colour of its own.
@@ -25,7 +33,7 @@ def overlay(image: np.ndarray, masks: np.ndarray | Sequence[np.ndarray], points=
     Args:
         image: uint8 (h, w, 3); (h, w) and (h, w, c) are taken too, as grey or by their first three channels.
         masks: bool (n, h, w); filled, with an outline. Large ones are drawn first. A sequence of n masks that is
-            neither list nor tuple is asked for one mask at a time (see `samjax.annotations`).
+            neither list nor tuple is asked for one mask at a time (see `samjax.annotations`), which may be a `Part`.
         points: (n, t, 2) pixels, x before y, and labels (n, t): 1 is a green disc, 0 a red cross; slots with
             other labels are not drawn. Points without labels are foreground.
         boxes: (n, 4) x0 y0 x1 y1 in pixels, each in its object's colour.
@@ -35,9 +43,10 @@ def overlay(image: np.ndarray, masks: np.ndarray | Sequence[np.ndarray], points=
     canvas = Image.fromarray(_rgb(np.asarray(image)))
     lazy = isinstance(masks, Sequence) and not isinstance(masks, (list, tuple))
     masks = masks if lazy else np.ascontiguousarray(masks, bool)
-    shape = (len(masks), *masks[0].shape) if lazy and len(masks) else np.shape(masks)
-    if shape[1:] != (canvas.height, canvas.width) and not (lazy and shape == (0,)):
-        raise ValueError(f"masks {shape} do not fit an image of {canvas.height} x {canvas.width}")
+    if not lazy or (len(masks) and not isinstance(masks[0], Part)):
+        shape = (len(masks), *masks[0].shape) if lazy else masks.shape
+        if shape[1:] != (canvas.height, canvas.width):
+            raise ValueError(f"masks {shape} do not fit an image of {canvas.height} x {canvas.width}")
     width = line_width(canvas.size)
     canvas = _draw_masks(canvas, masks, width)
     for n, box in enumerate([] if boxes is None else np.asarray(boxes, np.float64).reshape(-1, 4)):
@@ -94,32 +103,40 @@ def _draw_masks(canvas: Image.Image, masks: np.ndarray | Sequence[np.ndarray], w
     """All fills, then all outlines, so that no fill covers a line."""
     if not len(masks):
         return canvas
-    areas = np.array([np.count_nonzero(mask) for mask in masks])
+    areas = np.array([np.count_nonzero(mask.mask if isinstance(mask, Part) else mask) for mask in masks])
     order = [n for n in np.argsort(-areas, kind="stable") if areas[n]]
-    boxes = {}
     for n in order:
-        whole = Image.fromarray(masks[n])  # mode "1": pasting through it is the quick way
-        boxes[n] = whole.getbbox()
+        part, (left, top) = _part(masks[n])
+        box = left, top, left + part.shape[1], top + part.shape[0]
         tint = [round(v * (1 - FILL) + c * FILL) for c in colour(n) for v in range(256)]
-        canvas.paste(canvas.crop(boxes[n]).point(tint), boxes[n][:2], whole.crop(boxes[n]))
+        through = Image.fromarray(part)  # mode "1": pasting through it is the quick way
+        canvas.paste(canvas.crop(box).point(tint), box[:2], through)
     pixels = np.array(canvas)
     for n in order:
-        _draw_outline(pixels, masks[n], boxes[n], colour(n), width)
+        _draw_outline(pixels, _part(masks[n]), colour(n), width)
     return Image.fromarray(pixels)
 
 
-def _draw_outline(pixels: np.ndarray, mask: np.ndarray, box, rgb, width: int) -> None:
+def _part(mask: np.ndarray | Part) -> Part:
+    """What is inside the mask's box; it is not empty."""
+    if isinstance(mask, Part):
+        return mask
+    x0, y0, x1, y1 = Image.fromarray(mask).getbbox()
+    return Part(mask[y0:y1, x0:x1], (x0, y0))
+
+
+def _draw_outline(pixels: np.ndarray, part: Part, rgb, width: int) -> None:
     """A smooth line along the mask's edge: blurring turns a mask into distance from its edge.
 
     The blur is done at a lower resolution where the line is wide; only the line's own pixels are blended.
     """
-    h, w = mask.shape
+    (h, w), (x, y) = pixels.shape[:2], part.corner
     k = max(1, width // 2)
     margin = 3 * width
-    left, top = box[0] - margin, box[1] - margin
-    right = left + k * -(-(box[2] + margin - left) // k)
-    bottom = top + k * -(-(box[3] + margin - top) // k)
-    near = Image.fromarray(mask).crop((left, top, right, bottom)).convert("L")
+    left, top = x - margin, y - margin
+    right = left + k * -(-(part.mask.shape[1] + 2 * margin) // k)
+    bottom = top + k * -(-(part.mask.shape[0] + 2 * margin) // k)
+    near = Image.fromarray(part.mask).crop((left - x, top - y, right - x, bottom - y)).convert("L")
     sigma = 0.6 * width
     soft = near.reduce(k).filter(ImageFilter.GaussianBlur(sigma / k))
     peak = soft.getextrema()[1]

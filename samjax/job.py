@@ -9,6 +9,7 @@ Several processes, of one machine or of many that share a file system, do a shar
 manifest-00000-of-00002.json of its share; whichever ends last makes the whole job's manifest.json of them.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -26,24 +27,33 @@ from samjax.annotations import CATEGORY, coco, label_map, overlay_all, sa1b
 from samjax.draw import save_png
 from samjax.errors import InputError
 from samjax.inputs import Source
+from samjax.kept import Kept
 from samjax.reading import Mark, Reading, read_ahead, unchanged
 from samjax.settings import Settings, to_dict
+from samjax.tiles import Tiling
 from samjax.work import Work, working
 
 FORMATS = ("sa1b", "coco")
 
 
+def draw(kind: str, picture, records: list[dict]):
+    """What a job draws of a picture that has its `pixels`, uint8 (h, w, c): an "overlay" or its "labels"."""
+    return overlay_all(picture.pixels, records) if kind == "overlay" else label_map(records, picture.hw)
+
+
 class Model(NamedTuple):
     """What a job needs of a model.
 
-    read: a path -> what has the picture's `pixels`, uint8 (h, w, c); it is called in threads.
+    read: a path -> the picture, which has its `hw` when its records are there; it is called in threads.
     each: these pictures, in order -> for each its records with run lengths, or the exception that it met.
     ahead: how many pictures to read before they are asked for.
+    draw: "overlay" or "labels", a picture, its records -> what is saved as PNG.
     """
 
     read: Callable[[str], object]
     each: Callable[[Iterable[object]], Iterator[list[dict] | Exception]]
     ahead: int = 2
+    draw: Callable[[str, object, list[dict]], object] = draw
 
 
 @dataclass(frozen=True)
@@ -54,6 +64,7 @@ class Job:
     out/STEM_overlay.png and out/STEM_labels.png if asked for; out/manifest.json.
     model: {"name", "architecture", "sha256", "dtype"}. skipped: files that were passed over, for the manifest.
     process, processes: this process does every so many-th picture, from the one of its number on.
+    tiling: pictures are gone through in tiles, all of its numbers given.
     """
 
     sources: Sequence[Source]
@@ -66,13 +77,15 @@ class Job:
     skipped: int = 0
     process: int = 0
     processes: int = 1
+    tiling: Tiling | None = None
 
     @cached_property
     def made_with(self) -> dict:
         """All that the masks depend on, JSON-able."""
         settings = to_dict(self.settings)
         del settings["output_mode"]
-        return {"sha256": self.model["sha256"], "dtype": self.model["dtype"], **settings}
+        tiling = self.tiling._asdict() if self.tiling else {}
+        return {"sha256": self.model["sha256"], "dtype": self.model["dtype"], **settings, **tiling}
 
     @cached_property
     def key(self) -> str:
@@ -98,6 +111,10 @@ class Job:
     def json_of(self, source: Source) -> Path:
         return (self.out / "parts" if self.format == "coco" else self.out) / f"{source.stem}.json"
 
+    def unfinished(self, source: Source) -> Path:
+        """The folder of the tiles that are done of a picture that is not."""
+        return self.out / "unfinished" / f"{source.stem}.tiles"
+
     def pictures_of(self, source: Source, wanted: bool = True) -> dict[str, Path]:
         """What is drawn of a source (or could be, but is not wanted) -> its file."""
         return {kind: self.out / f"{source.stem}_{kind}.png"
@@ -111,6 +128,7 @@ class Outcome(NamedTuple):
     masks: int | None
     reason: str | None = None
     before: bool = False  # it was done by an earlier run
+    hw: tuple[int, int] | None = None  # the picture's size, if it was done by this one
 
 
 def check(job: Job, restart: bool = False) -> None:
@@ -125,8 +143,8 @@ def check(job: Job, restart: bool = False) -> None:
     except (OSError, ValueError, KeyError, TypeError):
         raise InputError(f"{job.manifest} is not of samjax everything: choose another --out") from None
     now = {"format": job.format, **job.made_with}
-    changes = [f"{name} was {str(then.get(name))[:12]}, now {str(now[name])[:12]}"
-               for name in now if then.get(name) != now[name]]
+    changes = [f"{name} was {str(then.get(name))[:12]}, now {str(now.get(name))[:12]}"
+               for name in now | then if then.get(name) != now.get(name)]
     if changes and not restart:
         raise InputError(f"{job.out} holds masks that were made otherwise ({'; '.join(changes)}): choose another "
                          "--out, or give --restart to replace them")
@@ -145,6 +163,8 @@ def run(job: Job, open_model: Callable[[], Model], restart: bool = False) -> Ite
         with work.turn():
             before = _begin(job, work)
         for source, masks in zip(share, [None] * len(share) if restart else _finished(job, share)):
+            if restart or masks is not None:
+                _drop_tiles(job, source)
             if masks is not None:
                 done[source] = masks
                 yield Outcome(source.name, masks, before=True)
@@ -289,26 +309,27 @@ def _work(job: Job, work: Work, sources: list[Source], open_model) -> Iterator[t
     for found in model.each(readable()):
         yield from unreadable()
         reading = taken.popleft()
-        yield reading.source, _write(job, work, reading, found)
+        yield reading.source, _write(job, work, reading, found, model.draw)
     yield from unreadable()
 
 
-def _write(job: Job, work: Work, reading: Reading, found: list[dict] | Exception) -> Outcome:
-    source, pixels = reading.source, reading.picture.pixels
+def _write(job: Job, work: Work, reading: Reading, found: list[dict] | Exception, draw) -> Outcome:
+    source, picture = reading.source, reading.picture
     try:
         if isinstance(found, Exception):
             raise found
         records = [_finite(record) for record in found]
         info = {"info": {"job": job.key, **reading.mark._asdict()}}
-        whole = sa1b(records, pixels.shape[:2], source.name, _image_id(source.name)) | info
-        pictures = _draw(job, source, pixels, records)
+        whole = sa1b(records, picture.hw, source.name, _image_id(source.name)) | info
+        pictures = [(path, draw(kind, picture, records)) for kind, path in job.pictures_of(source).items()]
     except Exception as error:  # such as no memory for this one: the others go on
         return _failed(job, source, error)
     _forget(job, source)
     for path, drawn in pictures:
         work.put(path, partial(save_png, picture=drawn))
     work.put_json(job.json_of(source), whole)  # last: it says that the picture is done
-    return Outcome(source.name, len(records))
+    _drop_tiles(job, source)
+    return Outcome(source.name, len(records), hw=picture.hw)
 
 
 def _failed(job: Job, source: Source, error: Exception) -> Outcome:
@@ -328,9 +349,15 @@ def _forget(job: Job, source: Source) -> None:
             path.unlink(missing_ok=True)
 
 
-def _draw(job: Job, source: Source, pixels: np.ndarray, records: list[dict]) -> list[tuple[Path, object]]:
-    makers = {"overlay": lambda: overlay_all(pixels, records), "labels": lambda: label_map(records, pixels.shape[:2])}
-    return [(path, makers[kind]()) for kind, path in job.pictures_of(source).items()]
+def _drop_tiles(job: Job, source: Source) -> None:
+    """Removes what is kept of a picture's tiles."""
+    folder = job.unfinished(source)
+    if not folder.exists():
+        return
+    Kept(folder, "").clear()
+    for above in folder.relative_to(job.out).parents[:-1]:
+        with contextlib.suppress(OSError):  # another picture is under way
+            (job.out / above).rmdir()
 
 
 def _finite(record: dict) -> dict:

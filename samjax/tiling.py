@@ -20,7 +20,6 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +29,7 @@ from jax import Array, lax
 from samjax import rle, runs, upscale
 from samjax.errors import InputError
 from samjax.geometry import resize
+from samjax.kept import Kept
 from samjax.model.sam import Prompts, decode_masks
 from samjax.ops.boxes import nms, xywh
 from samjax.predict import Sam, _batch_size, _encode
@@ -38,68 +38,23 @@ from samjax.regions import bounding_box, clean
 from samjax.seams import Joined, Piece, Seams
 from samjax.settings import Settings
 from samjax.suppress import box_nms, mask_nms, without_groups
+from samjax.tiles import Box, Plan, Tiling
 from samjax.windows import Picture, open_picture
 from samjax.zoom import Zoomed, segment
 
-__all__ = ["Plan", "Zoomed", "everything", "plan", "records", "save_sa1b", "segment"]
-Box = tuple[int, int, int, int]
-PATCH = 16  # encoder pixels: windows start at multiples, so that an object lies alike in all that see it
+__all__ = ["Kept", "Plan", "Zoomed", "everything", "plan", "records", "save_sa1b", "segment"]
 EDGE = 8  # encoder pixels: a mask that ends this near to its window's side is taken to be cut by it
-
-
-class Plan(NamedTuple):
-    """How a picture is gone through. Boxes are x0, y0, x1, y1, exclusive; cores part the picture without overlap."""
-
-    windows: list[Box]
-    cores: list[Box]
-    halo: int
-    scale: float
-    spacing: float
-
-    def points(self, index: int) -> np.ndarray:
-        """The points (n, 2), x before y, that are decoded in a window: (i + 0.5) * spacing, those in its core."""
-        x0, y0, x1, y1 = self.cores[index]
-        x, y = (np.arange(math.ceil(low / self.spacing - 0.5), math.ceil(high / self.spacing - 0.5)) for low, high
-                in ((x0, x1), (y0, y1)))
-        return (np.stack(np.meshgrid(x, y), axis=-1).reshape(-1, 2) + 0.5) * self.spacing
 
 
 def plan(sam: Sam, image_hw: tuple[int, int], settings: Settings, tile: int, halo: int | None, scale: float,
          spacing: float | None) -> Plan:
     """The windows of a picture; see `everything`. Raises InputError for numbers that do not fit together."""
-    frame = min(sam.config.image_size)
-    halo = tile // 8 if halo is None else halo
-    given = {"tile": tile, "halo": halo, "scale": scale} | ({} if spacing is None else {"spacing": spacing})
-    for name, value in given.items():
-        if isinstance(value, bool) or not isinstance(value, (int, float, np.number)) or not 0 < value < math.inf:
-            raise InputError(f"{name} must be a number above 0, not {value!r}")
-    if round(tile * scale) > frame:
-        raise InputError(f"a tile of {tile} px at scale {scale:g} does not fit the model's frame of {frame} px: give a "
-                         f"tile of at most {int(frame / scale)} px, or a scale of at most {frame / tile:.4g}")
-    if settings.crop_n_layers:
-        raise InputError("crops within tiles are not supported: for smaller objects give a larger scale")
-    if spacing is None:
-        if settings.points_per_side is None:
-            raise InputError("a huge picture has one lattice of points: give its spacing in pixels, no point_grids")
-        spacing = frame / settings.points_per_side / scale
-    if not spacing <= halo:
-        raise InputError(f"a halo of {halo} px is less than the spacing of points, {spacing:g} px: objects that are "
-                         "cut would be missed in the next tile; give a larger halo or more points")
-    step = PATCH / scale
-    step = int(round(step)) if abs(step - round(step)) < 1e-9 and step >= 1 else 1
-    halo = int(halo) // step * step
-    core = (int(tile) - 2 * halo) // step * step
-    if halo < 1 or core < spacing:
-        raise InputError(f"a tile of {tile} px leaves too little between halos of {halo} px: give a larger tile or a "
-                         "smaller halo")
-    across, down = (_axis(n, core, halo, step) for n in reversed(image_hw))
-    boxes = [[(x[i], y[i], x[i + 2], y[i + 2]) for y in down for x in across] for i in (0, 1)]
-    return Plan(*boxes, halo, float(scale), float(spacing))
+    return Tiling(tile, halo, scale, spacing).plan(min(sam.config.image_size), image_hw, settings)
 
 
-def everything(sam: Sam, image, settings: Settings | None = None, *, tile: int = 1024, halo: int | None = None,
+def everything(sam: Sam, image, settings: Settings | None = None, *, tile: int | None = 1024, halo: int | None = None,
                scale: float = 1.0, spacing: float | None = None, agreement: float = 0.6,
-               progress: Callable[[int, int], None] | None = None) -> list[dict]:
+               progress: Callable[[int, int], None] | None = None, kept: Kept | None = None) -> list[dict]:
     """Masks of everything in a picture of any size.
 
     Args:
@@ -108,7 +63,8 @@ def everything(sam: Sam, image, settings: Settings | None = None, *, tile: int =
         settings: as for `Sam.everything`, without crops. Default: coco_rle as output_mode (a binary mask of 20,000 x
             20,000 px is 400 MB; there are as many as objects). points_per_side counts the points on a full frame.
             max_mask_area_fraction is of the whole picture; regions below min_mask_region_area are cleaned in windows.
-        tile: a window's side in picture pixels, halos included; tile * scale fits the model's frame (1024).
+        tile: a window's side in picture pixels, halos included; tile * scale fits the model's frame (1024). None: as
+            large as it allows.
         halo: picture pixels on each side of a tile that it shares with the next (default tile / 8). Objects larger than
             twice the halo may have to be put together of parts.
         scale: encoder pixels a picture pixel. Above 1 finds smaller objects, below 1 costs less.
@@ -116,6 +72,7 @@ def everything(sam: Sam, image, settings: Settings | None = None, *, tile: int =
             spacing from the picture's top left corner.
         agreement: the least IoU, within the overlap of two tiles, of masks that are taken for the same object.
         progress: called with (windows done, all windows).
+        kept: where the windows that are done are kept, so that work that was cut short is taken up again.
 
     Returns:
         Records with the official keys, most confident first. crop_box is the window, or what is around all windows of
@@ -129,24 +86,23 @@ def everything(sam: Sam, image, settings: Settings | None = None, *, tile: int =
     Raises InputError.
     """
     return list(records(sam, image, settings, tile=tile, halo=halo, scale=scale, spacing=spacing, agreement=agreement,
-                        progress=progress))
+                        progress=progress, kept=kept))
 
 
-def records(sam: Sam, image, settings: Settings | None = None, *, tile: int = 1024, halo: int | None = None,
+def records(sam: Sam, image, settings: Settings | None = None, *, tile: int | None = 1024, halo: int | None = None,
             scale: float = 1.0, spacing: float | None = None, agreement: float = 0.6,
-            progress: Callable[[int, int], None] | None = None) -> Iterator[dict]:
+            progress: Callable[[int, int], None] | None = None, kept: Kept | None = None) -> Iterator[dict]:
     """`everything`, one record at a time: the work is done before the first, but only runs are in memory then."""
     settings = settings or Settings(output_mode="coco_rle")
-    if not 0 < agreement <= 1:
-        raise InputError(f"agreement must be a number of 0 to 1, not {agreement!r}")
+    tiling = Tiling(tile, halo, scale, spacing, agreement)
+    tiling.check(settings)
     picture = open_picture(image, sam.config.in_channels)
     try:
         image_hw = picture.shape[:2]
-        layout = plan(sam, image_hw, settings, tile, halo, scale, spacing)
+        layout = tiling.plan(min(sam.config.image_size), image_hw, settings)
         seams = Seams(layout.windows, agreement, trim=layout.halo // 2)
-        for done, (index, features) in enumerate(_features(sam, picture, layout), start=1):
-            if features is not None:
-                seams.add(index, _in_window(sam, features, layout, index, image_hw, settings))
+        for done, (index, pieces) in enumerate(_windows(sam, picture, layout, settings, kept), start=1):
+            seams.add(index, pieces)
             if progress is not None:
                 progress(done, len(layout.windows))
     finally:
@@ -181,45 +137,51 @@ def save_sa1b(path, found: Iterable[dict], image_hw: tuple[int, int], file_name:
     return number + 1
 
 
-def _axis(n: int, core: int, halo: int, step: int) -> list[tuple[int, int, int, int]]:
-    """(window start, core start, window stop, core stop) along a side of n pixels."""
-    size, found, start = core + 2 * halo, [], 0
-    while True:
-        last = start + size >= n
-        shifted = max(0, -((size - n) // step) * step) if last else start  # as much context at the end as elsewhere
-        found.append((shifted, start + halo if start else 0, min(n, start + size), n if last else start + halo + core))
-        if last:
-            return found
-        start += core
+def _windows(sam: Sam, picture: Picture, layout: Plan, settings: Settings,
+             kept: Kept | None) -> Iterator[tuple[int, list[Piece]]]:
+    """(index, its pieces) of each window, in order."""
+    image_hw, every = picture.shape[:2], range(len(layout.windows))
+    before = {} if kept is None else kept.load(image_hw[0])
+    features = _features(sam, picture, layout, [index for index in every if index not in before])
+    for index in every:
+        if index in before:
+            pieces = before.pop(index)
+        else:
+            one = next(features)
+            pieces = [] if one is None else _in_window(sam, one, layout, index, image_hw, settings)
+            if kept is not None:
+                kept.put(index, pieces)
+        yield index, pieces
 
 
-def _features(sam: Sam, picture: Picture, layout: Plan) -> Iterator[tuple[int, Array | None]]:
-    """(index, (1, h, w, 256)) of each window; None if it is all of one colour. The next ones are read meanwhile."""
+def _features(sam: Sam, picture: Picture, layout: Plan, indices: list[int]) -> Iterator[Array | None]:
+    """(1, h, w, 256) of each of these windows; None if it is all of one colour. The next ones are read meanwhile."""
     size = _batch_size()
-    waiting: list[tuple[int, np.ndarray]] = []
+    waiting: list[np.ndarray | None] = []
 
     def encoded():
-        frames, valid = zip(*(_frame(sam, pixels, layout.scale) for _, pixels in waiting))
-        missing = size - len(frames)  # the last batch is filled up, so that it needs no program of its own
-        out = _encode(sam.config, sam.params, np.stack(frames + frames[-1:] * missing),
-                      np.array(valid + valid[-1:] * missing, np.int32))
-        return [(index, out[i : i + 1]) for i, (index, _) in enumerate(waiting)]
+        there = [i for i, pixels in enumerate(waiting) if pixels is not None]
+        out = [None] * len(waiting)
+        if there:
+            frames, valid = zip(*(_frame(sam, waiting[i], layout.scale) for i in there))
+            missing = size - len(frames)  # the last batch is filled up, so that it needs no program of its own
+            features = _encode(sam.config, sam.params, np.stack(frames + frames[-1:] * missing),
+                               np.array(valid + valid[-1:] * missing, np.int32))
+            for row, i in enumerate(there):
+                out[i] = features[row : row + 1]
+        return out
 
     with ThreadPoolExecutor(1) as pool:
-        coming = pool.submit(picture.read, *layout.windows[0])
-        for index in range(len(layout.windows)):
-            pixels = coming.result()
-            if index + 1 < len(layout.windows):
-                coming = pool.submit(picture.read, *layout.windows[index + 1])
-            if (pixels == pixels[0, 0]).all():
-                yield index, None
-                continue
-            waiting.append((index, pixels))
-            if len(waiting) == size:
+        coming = [pool.submit(picture.read, *layout.windows[index]) for index in indices[:1]]
+        for following in [*indices[1:], None][: len(indices)]:
+            pixels = coming.pop().result()
+            if following is not None:
+                coming.append(pool.submit(picture.read, *layout.windows[following]))
+            waiting.append(None if (pixels == pixels[0, 0]).all() else pixels)
+            if sum(one is not None for one in waiting) in (0, size):
                 yield from encoded()
                 waiting = []
-        if waiting:
-            yield from encoded()
+        yield from encoded()
 
 
 def _frame(sam: Sam, pixels: np.ndarray, scale: float) -> tuple[np.ndarray, tuple[int, int]]:

@@ -18,12 +18,12 @@ BESIDE = {  # a module or package, and what of the library it may import
     "predict": {"errors", "config", "ops", "image", "model", "convert", "weights", "parallel"},
     "parallel": {"errors"},
     "data": {"errors", "config", "ops", "image", "rle", "inputs", "weights"},
-    "evaluate": {"errors", "config", "ops", "image", "data", "predict", "upscale"},
+    "evaluate": {"errors", "config", "ops", "image", "data", "predict", "upscale", "automatic", "rle"},
 }
 # Files that are parts of one of the parts above.
 PARTS = {"geometry": "ops", "resample": "ops", "prompts": "image", "draw": "image", "windows": "image", "tiff": "image",
-         "spool": "image", "runs": "ops", "seams": "ops", "suppress": "ops", "zoom": "tiling", "sharding": "parallel",
-         "lockstep": "automatic"}
+         "spool": "image", "runs": "ops", "seams": "ops", "suppress": "ops", "zoom": "tiling", "tiles": "tiling",
+         "kept": "tiling", "sharding": "parallel", "lockstep": "automatic"}
 FACADE = {("samjax.predict", "automatic")}  # Sam.everything, which imports it when called
 HEAVY = {"torch", "safetensors", "torchvision", "transformers", "cv2", "timm", "segment_anything",
          "pycocotools"}
@@ -87,7 +87,8 @@ def test_heavy_packages_stay_out(path):
 @pytest.mark.parametrize("path", [path for path in SOURCES if module_of(path) in (
     "samjax", "samjax.config", "samjax.errors", "samjax.weights", "samjax.sources", "samjax.cli", "samjax.image",
     "samjax.geometry", "samjax.prompts", "samjax.draw", "samjax.windows", "samjax.spool", "samjax.runs",
-    "samjax.seams", "samjax.suppress") or module_of(path).startswith(("convert", "samjax.data"))], ids=module_of)
+    "samjax.seams", "samjax.suppress", "samjax.tiles", "samjax.kept", "samjax.preview", "samjax.job",
+    "samjax.commands.tiles") or module_of(path).startswith(("convert", "samjax.data"))], ids=module_of)
 def test_quick_modules_do_not_import_jax(path):
     assert not {name.split(".")[0] for name in imports(path, everywhere=False)} & {"jax", "flax", "orbax", "optax"}
 

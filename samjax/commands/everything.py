@@ -10,6 +10,8 @@ from pathlib import Path
 from samjax.commands.common import add_command, emit, start_jax
 from samjax.commands.processes import MORE as PROCESSES
 from samjax.commands.processes import Processes, add_processes, join, steady
+from samjax.commands.tiles import MORE as TILES
+from samjax.commands.tiles import Meter, add_tiles, meter, tiling_of
 
 MORE = """\
 PATH is a picture, a folder (with its subfolders) or a pattern. In folders, files that are no pictures are skipped and
@@ -33,7 +35,7 @@ examples:
   samjax everything photos 'more/*/*.png' --out masks --preset fast
   samjax everything photos --out masks --format coco --points-per-side 64 --min-mask-region-area 100
 
-""" + PROCESSES % {"command": "everything"}
+""" + TILES + PROCESSES % {"command": "everything"}
 
 # The fields of samjax.settings.Settings that fit on a command line. Stated here, because that module needs NumPy.
 OPTIONS = (
@@ -50,6 +52,8 @@ OPTIONS = (
     ("min_mask_region_area", int, 0, "fill holes and drop islands of fewer pixels"),
     ("max_mask_area_fraction", float, 1.0, "drop masks of this share of the picture or more; 1 keeps all"),
 )
+
+HUGE = 2**26  # px of a picture, from which on there is a word about --tile
 
 
 def add(subparsers) -> None:
@@ -72,6 +76,7 @@ def add(subparsers) -> None:
     for name, kind, default, text in OPTIONS:
         group.add_argument(f"--{name.replace('_', '-')}", dest=name, type=kind, metavar="N" if kind is int else "X",
                            help=f"{text} (default: {default:.4g})")
+    add_tiles(parser)
     add_processes(parser)
 
 
@@ -82,13 +87,14 @@ def run(args) -> int:
 
     given = {name: getattr(args, name) for name, *_ in OPTIONS if getattr(args, name) is not None}
     settings = make_settings(args.preset, **given, output_mode="coco_rle")
+    tiling = tiling_of(args, settings)
     sources, skipped = find_sources(args.paths, args.out, drawing=args.overlay or args.label_map)
     check_folder(args.out)
     steady()
-    return _work(args, sources, skipped, settings, join(args))
+    return _work(args, sources, skipped, settings, tiling, join(args))
 
 
-def _work(args, sources, skipped, settings, place: Processes) -> int:
+def _work(args, sources, skipped, settings, tiling, place: Processes) -> int:
     import convert
     from samjax import job
     from samjax.weights import KNOWN, resolve
@@ -97,48 +103,62 @@ def _work(args, sources, skipped, settings, place: Processes) -> int:
     config = convert.read(path).config  # says at once what is wrong with a file
     sha256 = KNOWN[args.model].sha256 if args.model in KNOWN else job.fingerprint(path)
     model = {"name": args.model, "architecture": config.name, "sha256": sha256, "dtype": args.dtype}
+    if tiling is not None:
+        tiling = tiling.resolved(min(config.image_size), settings)
     task = job.Job(sources, Path(args.out), model, settings, args.format, args.overlay, args.label_map, skipped,
-                   *place)
+                   *place, tiling)
     job.check(task, args.restart)
-    running = job.run(task, lambda: _open(path, args.dtype, settings), args.restart)
-    return _report(args, skipped, *_outcomes(running, len(task.share(place.process))))
+    start = time.perf_counter()
+    with meter(len(task.share(place.process)), tiling is not None) as bar:
+        running = job.run(task, lambda: _open(path, args.dtype, task, bar), args.restart)
+        outcomes = _outcomes(running, bar, tiling is not None)
+    _hint(outcomes, tiling, config)
+    return _report(args, skipped, outcomes, time.perf_counter() - start)
 
 
-def _open(path, dtype, settings):
+def _open(path, dtype, task, bar):
     """What `job.run` needs of a model."""
     start_jax()
-    from samjax import automatic
-    from samjax.job import Model
-    from samjax.lockstep import Lockstep
     from samjax.predict import load
 
     sam = load(path, dtype=dtype)
-    return Model(partial(automatic.read, sam.config), lambda pictures: automatic.each(sam, pictures, settings),
+    if task.tiling is not None:
+        from samjax import huge
+
+        return huge.model(sam, task, None if bar is None else Meter(bar))
+    from samjax import automatic
+    from samjax.job import Model
+    from samjax.lockstep import Lockstep
+
+    return Model(partial(automatic.read, sam.config), lambda pictures: automatic.each(sam, pictures, task.settings),
                  ahead=1 + Lockstep(sam).capacity)
 
 
-def _outcomes(running, total: int):
-    """All outcomes, and the seconds they took. Failures are said as they occur."""
-    start, outcomes = time.perf_counter(), []
-    with _meter(total) as meter:
-        for outcome in running:
-            outcomes.append(outcome)
-            if outcome.reason is not None:
-                with contextlib.suppress(OSError, AttributeError):  # stderr may be closed
-                    line = " ".join(f"samjax: {outcome.name}: {outcome.reason}".split())
-                    (print if meter is None else meter.write)(line, file=sys.stderr)
-            if meter is not None:
-                meter.update()
-    return outcomes, time.perf_counter() - start
+def _outcomes(running, bar, tiled: bool) -> list:
+    """All outcomes. Failures are said as they occur."""
+    outcomes = []
+    for outcome in running:
+        outcomes.append(outcome)
+        if outcome.reason is not None:
+            _tell(f"{outcome.name}: {outcome.reason}", bar)
+        if bar is not None and not tiled:
+            bar.update()
+    return outcomes
 
 
-def _meter(total: int):
-    """A progress bar on a terminal; None elsewhere."""
-    if sys.stderr is None or not sys.stderr.isatty():
-        return contextlib.nullcontext()
-    from tqdm import tqdm
+def _tell(text: str, bar=None) -> None:
+    """One line on stderr."""
+    with contextlib.suppress(OSError, AttributeError):  # stderr may be closed
+        (print if bar is None else bar.write)(" ".join(f"samjax: {text}".split()), file=sys.stderr)
 
-    return tqdm(total=total, unit="image", file=sys.stderr)
+
+def _hint(outcomes, tiling, config) -> None:
+    """Says that there is --tile, where a picture lost most of its pixels on the way to the model."""
+    large = [outcome for outcome in outcomes if outcome.hw and outcome.hw[0] * outcome.hw[1] > HUGE]
+    if large and tiling is None:
+        (h, w), more = large[0].hw, f" (and {len(large) - 1} more)" if large[1:] else ""
+        _tell(f"hint: {large[0].name} of {w} x {h} px{more} was shrunk to {max(config.image_size)} px for the model; "
+              "--tile finds small objects too")
 
 
 def _report(args, skipped: int, outcomes, seconds: float) -> int:
