@@ -1,7 +1,7 @@
 """What an evaluation found: a row for each object, means, and both as JSON."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -44,6 +44,14 @@ class Report:
         found = {size: [row for row in self.rows if size_of(row.area) == size] for size in SIZES}
         return {size: {"objects": len(rows), **{name: self._mean(rows, name) for name in self.names}}
                 for size, rows in found.items() if rows}
+
+    def joined(self, other: "Report") -> "Report":
+        """The same objects with the scores of both: what only one of them has is left out."""
+        found = {(row.image, row.object): row for row in other.rows}
+        rows = [replace(row, scores=row.scores | found[row.image, row.object].scores)
+                for row in self.rows if (row.image, row.object) in found]
+        failures = list(dict.fromkeys([*self.failures, *other.failures]))
+        return Report(self.name, [*self.names, *other.names], min(self.pictures, other.pictures), rows, failures)
 
     def to_json(self) -> dict:
         """Plain lists and numbers. `rows` are lists in the order of `columns`."""

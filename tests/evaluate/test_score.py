@@ -205,6 +205,14 @@ def test_json_is_all_that_is_printed(folder, model, capsys):
     assert "point" not in found["sets"][0]["summary"]
 
 
+def test_everything_beside_boxes(folder, model, capsys):
+    assert evaluate(folder, model, "--prompt", "box", "--prompt", "everything", "--limit", "1", "--preset", "fast",
+                    "--json") == 0
+    found = json.loads(capsys.readouterr()[0])
+    assert found["settings"]["prompts"] == ["box", "everything"] and found["settings"]["preset"] == "fast"
+    assert set(found["sets"][0]["summary"]) == {"box", "everything"} and len(found["sets"][0]["rows"]) == 2
+
+
 def test_a_broken_picture_is_named_and_the_rest_is_scored(folder, model, tmp_path, capsys):
     for part in ("images", "masks"):
         (tmp_path / part).mkdir()
@@ -217,7 +225,8 @@ def test_a_broken_picture_is_named_and_the_rest_is_scored(folder, model, tmp_pat
 
 
 @pytest.mark.parametrize("args, word", [
-    (["--prompt", "everything"], "not scored yet"), (["--prompt", "text"], "none of point, box"),
+    (["--prompt", "text"], "none of point, box"),
+    (["--prompt", "everything", "--preset", "slow"], "preset"),
     (["--points", "0"], "1,2,3,5,9"), (["--points", "one"], "1,2,3,5,9"), (["--limit", "0"], "limit"),
     (["--box-noise", "3"], "share"), (["--seed", "-1"], "seed"), (["--split", "test"], "split"),
     (["--out", "."], "directory"), (["--out", "/dev/null/x/y.json"], "write"), (["--model", "nothing"], "nothing")])

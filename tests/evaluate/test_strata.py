@@ -109,7 +109,8 @@ def test_strata():
     properties = [{"size": value, "kind": kind} for value, kind in
                   zip([*random.random(40).tolist(), 0.0, 0.25, 0.5, 1.0, None, math.nan, 1.5],
                       [*random.integers(0, 30, 43).tolist(), 10, 5, 5, 5])]
-    scores = [{"a": value, "b": None if i % 3 == 0 else value / 2} for i, value in enumerate(random.random(47).tolist())]
+    scores = [{"a": value, "b": None if i % 3 == 0 else value / 2}
+              for i, value in enumerate(random.random(47).tolist())]
     found = stratify(properties, scores, ("a", "b"), edges)
     json.dumps(found, allow_nan=False)
     for name, cuts in edges.items():
