@@ -88,12 +88,14 @@ def outer_steepness(logits: np.ndarray) -> np.ndarray:
 def ridges(values: np.ndarray, smooth: float = SMOOTH) -> np.ndarray:
     """A map without what is no ridge: pixels below a neighbour across the ridge (non-maximum suppression, Canny 1986).
 
-    Across is where the map, smoothed by a Gaussian of so many pixels, bends down most (its Hessian's first direction).
+    Across is where the map, smoothed by a Gaussian of so many pixels, bends most, up or down (its Hessian's first
+    direction).
     """
     from scipy.ndimage import gaussian_filter
 
     down, right, both = (gaussian_filter(values, smooth, order=order) for order in ((2, 0), (0, 2), (1, 1)))
-    angle = 0.5 * np.arctan2(-2 * both, down - right)  # of the direction with the least second derivative
+    bend = np.where(down + right > 0, -1, 1)  # a crest bends down, a foot up
+    angle = 0.5 * np.arctan2(-2 * both * bend, (down - right) * bend)
     return _crests(values, np.sin(angle), np.cos(angle))
 
 
