@@ -120,17 +120,18 @@ def sets_of(args) -> Iterator[tuple[str, object, list[int]]]:
         yield name, source, [i * len(source) // count for i in range(count)]
 
 
-def each_picture(args, record: Record, work: Callable) -> None:
+def each_picture(args, record: Record, work: Callable, part: str = "") -> None:
     """Calls work(set, source, place) for each picture that is not in the record, and records what it returns.
 
-    A picture that cannot be scored is recorded as {"failed": why}.
+    A picture that cannot be scored is recorded as {"failed": why}. part: put before the pictures' names, where a
+    record has several things of each.
     """
     from samjax.errors import InputError
 
     for name, source, places in sets_of(args):
         start, fresh = time.perf_counter(), 0
         for place in places:
-            picture = source.item_name(place)
+            picture = part + source.item_name(place)
             if picture in record.pictures(name):
                 continue
             begin = time.perf_counter()
@@ -140,7 +141,26 @@ def each_picture(args, record: Record, work: Callable) -> None:
                 found = {"failed": str(error).replace(str(args.datasets), "DATASETS")}
             record.add(name, picture, found, time.perf_counter() - begin)
             fresh += 1
-        print(f"{name}: {fresh} of {len(places)} pictures in {time.perf_counter() - start:.0f} s", flush=True)
+        print(f"{part}{name}: {fresh} of {len(places)} pictures in {time.perf_counter() - start:.0f} s", flush=True)
+
+
+def some(record, count: int):
+    """A source's record with at most so many of its objects, evenly spread (0: all)."""
+    import dataclasses
+
+    objects = record.objects
+    number = min(count or len(objects), len(objects))
+    return dataclasses.replace(record, objects=[objects[i * len(objects) // number] for i in range(number)])
+
+
+def percent(value: float | None) -> float | None:
+    return None if value is None else 100 * value
+
+
+def mean(values) -> float | None:
+    """Of what is known; None of nothing."""
+    values = [value for value in values if value is not None]
+    return sum(values) / len(values) if values else None
 
 
 def machine() -> dict:
