@@ -1,0 +1,189 @@
+"""What the report shows of each experiment: HTML made of its JSON."""
+
+import html
+from collections.abc import Iterator
+
+import report_plots as plots
+
+PERCENT = ("point", "point_oracle", "box", "everything")
+LONG = {"versions", "machine", "model", "settings", "commit", "sets", "pictures", "rows", "columns", "worst", "seconds"}
+TITLES = {"relative_area": "share of the picture, %", "contrast": "contrast of the boundary (CIELAB)",
+          "solidity": "solidity (area / convex hull)", "thinness": "thinness (area / width²)"}
+
+
+def table(heading: list[str], rows: list[list]) -> str:
+    """It scrolls within itself where the page is too narrow."""
+    cell = lambda tag, value: f"<{tag}>{html.escape(shown(value))}</{tag}>"
+    head = "".join(cell("th", value) for value in heading)
+    body = "".join(f"<tr>{''.join(cell('td' if i else 'th', value) for i, value in enumerate(row))}</tr>"
+                   for row in rows)
+    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def shown(value) -> str:
+    if value is None:
+        return "–"
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return str(value)
+    return f"{value:,}" if isinstance(value, int) else f"{value:.1f}" if abs(value) >= 10 else f"{value:.3g}"
+
+
+def percent(value: float | None) -> str:
+    return "–" if value is None else f"{100 * value:.1f}"
+
+
+def gallery(*figures: str) -> str:
+    return f'<div class="gallery">{"".join(f"<figure>{each}</figure>" for each in figures)}</div>'
+
+
+def folded(title: str, content: str) -> str:
+    return f"<details><summary>{html.escape(title)}</summary>{content}</details>"
+
+
+def weaknesses(found: dict) -> Iterator[str]:
+    if not found.get("strata"):
+        return
+    yield (f"<p>{found['objects']:,} objects. The numbers in brackets say how many are in a bin; the bars are standard "
+           "errors.</p>")
+    scale = {"relative_area": 100}
+    yield gallery(*(plots.strata(bins, TITLES.get(name, name), scale.get(name, 1))
+                    for name, bins in found["strata"].items() if bins))
+    yield gallery(*(plots.reliability(one, f"Calibration, {plots.NAMES[name]}")
+                    for name, one in found["reliability"].items() if one["bins"]))
+    for name, bins in found["strata"].items():
+        yield folded(f"Table: {TITLES.get(name, name)}", table(
+            ["bin", "objects", "1 point", "best of 3", "box", "says of point", "says of box"],
+            [[plots.between(one, scale.get(name, 1)), one["objects"], *(percent(one[key]) for key in (
+                "point", "point_oracle", "box", "point_predicted", "box_predicted"))] for one in bins]))
+    yield table(["set", "domain", "objects", "1 point", "best of 3", "box", "ECE, point", "ECE, box"],
+                [[name, one["domain"], one["objects"], *(percent(one[key]) for key in PERCENT[:3]),
+                  *map(percent, one["ece"].values())]
+                 for name, one in sorted(found["means"].items(), key=lambda item: item[1]["box"])])
+
+
+def domains(found: dict) -> Iterator[str]:
+    if not found.get("domains"):
+        return
+    scores = lambda one: {name: one[name] for name in PERCENT}
+    yield gallery(plots.bars({name: scores(one) for name, one in found["domains"].items()},
+                             title="Mean of the sets' mean IoU", ylabel="%", ylim=(0, 100)))
+    yield table(["domain", "sets", "objects", "1 point", "best of 3", "box", "everything"],
+                [[name, one["sets"], one["objects"], *map(percent, scores(one).values())]
+                 for name, one in found["domains"].items()])
+    yield table(["set", "domain", "objects", "1 point", "best of 3", "box", "everything"],
+                [[name, one["domain"], one["objects"], *map(percent, scores(one).values())]
+                 for name, one in found["means"].items()])
+    concealed = [[name, prompt, *(percent(values[key]) for key in ("mae", "s", "e", "wf"))]
+                 for name, one in found["means"].items() for prompt, values in one.get("measures", {}).items()]
+    if concealed:
+        yield "<h3>Concealed objects, by the picture</h3>"
+        yield table(["set", "prompt", "MAE", "S", "E", "weighted F"], concealed)
+
+
+def robustness(found: dict) -> Iterator[str]:
+    means, kinds = found.get("means"), found.get("strengths")
+    if not means:
+        return
+    series = lambda prompt, kind: [means[prompt]["clean"], *(means[prompt][f"{kind} {i}"] for i in range(1, 6))]
+    yield gallery(*(plots.lines({kind: series(prompt, kind) for kind in kinds}, ["clean", *"12345"],
+                                title=f"{plots.NAMES[prompt]}", xlabel="strength", ylabel="mean IoU, %")
+                    for prompt in means))
+    yield table(["", "clean", *"12345"], [[f"{plots.NAMES[prompt]}, {kind}", *map(percent, series(prompt, kind))]
+                                         for prompt in means for kind in kinds])
+    yield table(["strength", *"12345"], [[kind, *values] for kind, values in kinds.items()])
+
+
+def resolution(found: dict) -> Iterator[str]:
+    means = found.get("means")
+    if not means:
+        return
+    sizes = [f"{size}" for size in means]
+    times = lambda ax: ax.plot(sizes, [one["seconds_encode"] for one in means.values()], marker="o")
+    yield gallery(plots.lines({plots.NAMES[name]: [one[name] for one in means.values()] for name in PERCENT[:3]}, sizes,
+                              title="Scores by input size", xlabel="px", ylabel="mean IoU, %"),
+                  plots.figure(times, title="Seconds to encode a picture", xlabel="px", ylabel="s", yscale="log"))
+    yield table(["input, px", "pictures", "objects", "1 point", "best of 3", "box", "s to encode", "s an object"],
+                [[size, one["pictures"], one["objects"], *(percent(one[name]) for name in PERCENT[:3]),
+                  one["seconds_encode"], one["seconds_object"]] for size, one in means.items()])
+    sets = list(dict.fromkeys(name for one in means.values() for name in one["sets"]))
+    yield folded("Box, by set", table(["set", *sizes], [
+        [name, *(percent(one["sets"].get(name, {}).get("box")) for one in means.values())] for name in sets]))
+
+
+def edges(found: dict) -> Iterator[str]:
+    from samjax.evaluate.edges import Counts
+
+    names, series = ("ods", "ois", "ap", "r50"), {}
+    for name, one in found["methods"].items():
+        every = [Counts.from_json(picture) for picture in one["pictures"].values()]
+        total, summary = sum(every[1:], every[0]), one["summary"]
+        there = total.found > 0
+        series[name] = total.recall[there], total.precision[there], (summary["ods_recall"], summary["ods_precision"])
+    yield gallery(plots.curves(series, title="Edges"))
+    yield table(["method", "pictures", "ODS", "OIS", "AP", "R50", "s a picture"], [
+        *([name, one["summary"]["pictures"], *(f"{one['summary'][key]:.3f}" for key in names),
+           one["summary"]["median_seconds"]] for name, one in found["methods"].items()),
+        *([f"{name}, published", None, *(f"{one[key]:.3f}" if key in one else None for key in names), None]
+          for name, one in found.get("paper", {}).items())])
+
+
+def proposals(found: dict) -> Iterator[str]:
+    rows = found.get("summary", [])
+    heading = list(dict.fromkeys(key for row in rows for key in row))
+    yield table([key.replace("_", " ").replace("ar ", "AR@") for key in heading],
+                [[row.get(key) for key in heading] for row in rows])
+
+
+def scores_val(found: dict) -> Iterator[str]:
+    names = ("point", "point_oracle", "box")
+    yield table(["set", "objects", *(f"{plots.NAMES[name]}{who}" for name in names for who in ("", ", official")),
+                 "largest difference"],
+                [[name, one["objects"], *(f"{one[who][key]:.1f}" for key in names for who in ("ours", "official")),
+                  f"{one['worst_mean']:.3f}"] for name, one in found["sets"].items()])
+
+
+def anything(found: dict) -> Iterator[str]:
+    """Of a result that nothing is known of: its plain values, and a table for each group of things that are alike."""
+    plain = {name: value for name, value in found.items() if isinstance(value, (int, float, str)) and name not in LONG}
+    if plain:
+        yield table(["", ""], [[name, value] for name, value in plain.items()])
+    for name, value in found.items():
+        if name not in LONG or name in ("sets", "pictures", "rows"):
+            yield from _nested(name, value)
+
+
+def _nested(name: str, value, depth: int = 0) -> Iterator[str]:
+    """Tables of dicts of dicts and of lists of dicts, however deep they lie."""
+    items = value.items() if isinstance(value, dict) else enumerate(value, 1) if isinstance(value, list) else ()
+    rows = [(key, flat(each)) for key, each in items if isinstance(each, dict)]
+    plain = {key: each for key, each in items if isinstance(each, (int, float, str))} if isinstance(value, dict) else {}
+    heading = list(dict.fromkeys(column for _, row in rows for column in row))
+    if any(row for _, row in rows) and len(heading) <= 24:
+        made = table([name, *heading], [[key, *(row.get(column) for column in heading)] for key, row in rows])
+        yield folded(f"{name}: {len(rows)} rows", made) if len(rows) > 30 else made
+    elif plain:
+        yield table([name, ""], [[key, each] for key, each in plain.items()])
+    if depth < 2:
+        for key, each in items:
+            deeper = each.items() if isinstance(each, dict) else ()
+            for inner, content in deeper:
+                if isinstance(content, (dict, list)) and inner not in LONG and inner not in heading:
+                    yield from _nested(f"{name}, {key}, {inner}", content, depth + 1)
+
+
+def flat(values: dict) -> dict:
+    """The plain values of a dict, and of the dicts in it with few plain values."""
+    out = {}
+    for key, value in values.items():
+        if key in LONG:
+            continue
+        if isinstance(value, (int, float, str)) or value is None:
+            out[key] = value
+        elif isinstance(value, dict) and 0 < len(value) <= 4 and all(
+                isinstance(each, (int, float)) for each in value.values()):
+            out |= {f"{key} {inner}": each for inner, each in value.items()}
+    return out
+
+
+KNOWN = {"weaknesses": weaknesses, "domains": domains, "robustness": robustness, "resolution": resolution,
+         "scores_val": scores_val, "edges": edges, "proposals": proposals}
