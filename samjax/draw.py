@@ -105,12 +105,13 @@ def _draw_masks(canvas: Image.Image, masks: np.ndarray | Sequence[np.ndarray], w
         return canvas
     areas = np.array([np.count_nonzero(mask.mask if isinstance(mask, Part) else mask) for mask in masks])
     order = [n for n in np.argsort(-areas, kind="stable") if areas[n]]
+    bare = canvas.copy()  # a mask within others has its own colour, not a mixture, and the picture stays as visible
     for n in order:
         part, (left, top) = _part(masks[n])
         box = left, top, left + part.shape[1], top + part.shape[0]
         tint = [round(v * (1 - FILL) + c * FILL) for c in colour(n) for v in range(256)]
         through = Image.fromarray(part)  # mode "1": pasting through it is the quick way
-        canvas.paste(canvas.crop(box).point(tint), box[:2], through)
+        canvas.paste(bare.crop(box).point(tint), box[:2], through)
     pixels = np.array(canvas)
     for n in order:
         _draw_outline(pixels, _part(masks[n]), colour(n), width)

@@ -133,7 +133,8 @@ def _open_header(file, name: str) -> Image.Image:
     if image.width * image.height > MAX_PIXELS:
         image.close()
         raise InputError(f"{name} claims {image.width} x {image.height} pixels, over the limit of "
-                         f"{MAX_PIXELS:,}: cut it into parts")
+                         f"{MAX_PIXELS:,}: cut it into parts, or make it a tiled TIFF for samjax.tiling "
+                         "(everything --tile)")
     return image
 
 
