@@ -23,6 +23,10 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 FIRST = ("domains", "weaknesses", "points", "boxes", "edges", "proposals", "resolution", "robustness", "tuned",
          "scores_val")
+TITLES = {"scores_val": "Scores beside the official code's", "speed_cpu": "Speed on a CPU",
+          "weaknesses": "Where it is weak", "everything_cpu": "Speed of everything on a CPU",
+          "domains": "By domain and prompt", "resolution": "By input resolution",
+          "robustness": "Under noise, blur, JPEG, brightness and contrast"}
 STYLE = """
 :root { color-scheme: light dark; --back: #fff; --text: #1d2430; --soft: #5b6675; --line: #d9dee6; --band: #f4f6f9;
   --link: #1f6fb2 }
@@ -86,7 +90,7 @@ def section(name: str, found: dict, worst: Path) -> str:
 
 
 def title(name: str) -> str:
-    return html.escape(name.replace("_", " ").capitalize())
+    return html.escape(TITLES.get(name) or name.replace("_", " ").capitalize())
 
 
 def described(name: str) -> tuple[str, str]:

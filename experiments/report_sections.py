@@ -142,6 +142,17 @@ def scores_val(found: dict) -> Iterator[str]:
                   f"{one['worst_mean']:.3f}"] for name, one in found["sets"].items()])
 
 
+def speed(found: dict) -> Iterator[str]:
+    rows = []
+    for case, makers in found["cases"].items():
+        for name, one in makers.items():
+            if isinstance(one, dict) and "median" in one:
+                ratio = one.get("samjax_over_this", {}).get("median")
+                rows.append([case, name, f"{one['median']:.3f}", None if ratio is None else f"{1 / ratio:.2f}",
+                             one.get("peak_mb", {}).get("call")])
+    yield table(["case", "implementation", "s, median", "samjax is so many times as fast", "peak MB"], rows)
+
+
 def anything(found: dict) -> Iterator[str]:
     """Of a result that nothing is known of: its plain values, and a table for each group of things that are alike."""
     plain = {name: value for name, value in found.items() if isinstance(value, (int, float, str)) and name not in LONG}
@@ -186,4 +197,5 @@ def flat(values: dict) -> dict:
 
 
 KNOWN = {"weaknesses": weaknesses, "domains": domains, "robustness": robustness, "resolution": resolution,
-         "scores_val": scores_val, "edges": edges, "proposals": proposals}
+         "scores_val": scores_val, "edges": edges, "proposals": proposals,
+         "speed_cpu": speed, "everything_cpu": speed}
