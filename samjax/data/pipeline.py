@@ -35,18 +35,19 @@ def make_pipeline(sources: Sequence[Source], config: SamConfig, *, batch: int, o
                   mask_size: int | None = None, seed: int = 0, shuffle: bool = True, repeat: bool = True,
                   augment: Augment | None = None, process_index: int = 0, process_count: int = 1, workers: int = 0,
                   weights: Sequence[float] | None = None, drop_remainder: bool = False, fast_jpeg: bool = False,
-                  report=None) -> "Pipeline":
+                  images: bool = False, report=None) -> "Pipeline":
     """Batches of `batch` pictures for this process, as dicts of arrays:
 
         "image": uint8 (b, H, W, c), as `geometry.prepare` makes it; or "features": float32 (b, h, w, c), if all sources
-                 bring cached embeddings (`with_features`)
+                 bring cached embeddings (`with_features`); with `images` both
         "size": int32 (b, 2), (h, w) of the picture in that frame
         "masks": bool (b, objects, L, L) over the whole frame, padding included; see `grid.to_cells`
         "valid": bool (b, objects), False for padding
 
-    mask_size: L, a multiple of the logits' side (None: equal). weights: how often each source is drawn, with `repeat`;
-    None: each picture as often as any other. repeat: without end, in a new order each time; else once, the last batch
-    filled up with blank pictures (nothing valid) or dropped, and every process gets equally many.
+    objects: 0 for pictures without masks. mask_size: L, a multiple of the logits' side (None: equal).
+    weights: how often each source is drawn, with `repeat`; None: each picture as often as any other. repeat: without
+    end, in a new order each time; else once, the last batch filled up with blank pictures (nothing valid) or dropped,
+    and every process gets equally many.
     workers: processes that prepare batches beside this one; 0: a thread.
 
     fast_jpeg: decode JPEGs at half or a quarter of their size where that is still enough: quicker, nearly the same.
@@ -71,7 +72,7 @@ def make_pipeline(sources: Sequence[Source], config: SamConfig, *, batch: int, o
     if not repeat:
         numbers = _rounded(numbers, batch * process_count, drop_remainder)
     make = _Examples(Joined(sources), config, mask_cells(config, mask_size), objects, augment, fast_jpeg,
-                     substitute=repeat, features=with_features == {True})
+                     substitute=repeat, features=with_features == {True}, images=images)
     # Batches are cut before they are dealt out, so that those of all processes side by side are the global batch.
     batches = numbers.random_map(make, seed=_seed(seed, 1)).batch(batch, batch_fn=_stack)
     return Pipeline(batches[process_index::process_count], workers, report)
@@ -179,9 +180,10 @@ class _Examples:
     """(number, generator) -> (example, problems); a number of -1 gives a blank one."""
 
     def __init__(self, source: Joined, config: SamConfig, cells: tuple[int, int], objects: int,
-                 augment: Augment | None, fast_jpeg: bool, substitute: bool, features: bool):
+                 augment: Augment | None, fast_jpeg: bool, substitute: bool, features: bool, images: bool):
         self.source, self.config, self.cells, self.objects = source, config, cells, objects
-        self.augment, self.fast_jpeg, self.substitute, self.features = augment, fast_jpeg, substitute, features
+        self.augment, self.fast_jpeg, self.images = augment, fast_jpeg, images
+        self.substitute, self.features = substitute, features
 
     def __call__(self, number: int, rng: np.random.Generator):
         problems, number = [], int(number)
@@ -191,11 +193,11 @@ class _Examples:
             try:
                 record = self.source[number]
                 return example(record, self.config, self.cells, self.objects, rng, self.augment,
-                               self.fast_jpeg), problems
+                               self.fast_jpeg, self.images), problems
             except (InputError, OSError) as error:
                 problems.append((self.source.item_name(number), str(error)))
             number = int(rng.integers(len(self.source)))
-        return blank(self.config, self.cells, self.objects, self.features), problems
+        return blank(self.config, self.cells, self.objects, self.features, self.images), problems
 
 
 def _stack(examples):

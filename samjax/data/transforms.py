@@ -1,6 +1,6 @@
 """A record becomes an example: the picture in the model's frame, and a fixed number of masks on the mask grid."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -85,12 +85,15 @@ def draw_masks(record: Record, frame: Frame, cells: tuple[int, int], objects: in
 
 
 def example(record: Record, config: SamConfig, cells: tuple[int, int], objects: int, rng: np.random.Generator,
-            augment: Augment | None = None, fast_jpeg: bool = False) -> dict[str, np.ndarray]:
-    """One picture of a batch: "image" uint8 (H, W, c) or "features" float32 (h, w, c), "size" int32 (2,): (h, w) of
-    the picture in the frame, "masks" bool (objects, *cells), "valid" bool (objects,).
+            augment: Augment | None = None, fast_jpeg: bool = False, images: bool = False) -> dict[str, np.ndarray]:
+    """One picture of a batch: "image" uint8 (H, W, c) or "features" float32 (h, w, c), with `images` both, "size"
+    int32 (2,): (h, w) of the picture in the frame, "masks" bool (objects, *cells), "valid" bool (objects,).
 
-    Raises InputError for a damaged picture or mask, and where none of its masks can be used.
+    Raises InputError for a damaged picture or mask, and where none of its masks can be used; with objects 0 masks are
+    not looked at.
     """
+    if not objects:
+        return _without_masks(record, config, cells, rng, augment, images)
     if not record.objects:
         raise InputError("no masks")
     image_hw = tuple(record.objects[0].size)
@@ -103,8 +106,23 @@ def example(record: Record, config: SamConfig, cells: tuple[int, int], objects: 
     if not valid.any():
         raise InputError(f"none of its {len(record.objects)} masks has between {LEAST} px and {TOO_LARGE:.0%} of the "
                          "picture")
-    first = _pixels(record, frame, config, fast_jpeg) if record.features is None else _features(record, frame)
-    return {**first, "size": np.array(frame.valid, np.int32), "masks": masks, "valid": valid}
+    return {**_first(record, frame, config, fast_jpeg, images), "size": np.array(frame.valid, np.int32),
+            "masks": masks, "valid": valid}
+
+
+def _without_masks(record: Record, config: SamConfig, cells: tuple[int, int], rng: np.random.Generator,
+                   augment: Augment | None, images: bool) -> dict[str, np.ndarray]:
+    picture = record.open()
+    record = replace(record, open=lambda longest=None: picture, objects=())
+    frame = draw_frame(full_hw(picture), config.image_size, augment, rng)
+    return {**_first(record, frame, config, False, images), "size": np.array(frame.valid, np.int32),
+            "masks": np.zeros((0, *cells), bool), "valid": np.zeros(0, bool)}
+
+
+def _first(record: Record, frame: Frame, config: SamConfig, fast_jpeg: bool, images: bool) -> dict[str, np.ndarray]:
+    """What the model sees: pixels, a cached embedding, or both."""
+    found = {} if record.features is None else _features(record, frame)
+    return found | _pixels(record, frame, config, fast_jpeg) if images or not found else found
 
 
 def _pixels(record: Record, frame: Frame, config: SamConfig, fast_jpeg: bool) -> dict[str, np.ndarray]:
@@ -117,16 +135,16 @@ def _pixels(record: Record, frame: Frame, config: SamConfig, fast_jpeg: bool) ->
 def _features(record: Record, frame: Frame) -> dict[str, np.ndarray]:
     features, size = record.features()
     if tuple(size) != frame.valid:
-        raise InputError(f"the cached embedding is of a picture of {tuple(size)} in the frame, its masks of "
+        raise InputError(f"the cached embedding is of a picture of {tuple(size)} in the frame, here it is of "
                          f"{frame.valid}: make the embeddings again")
     return {"features": np.asarray(features, np.float32)}
 
 
-def blank(config: SamConfig, cells: tuple[int, int], objects: int, features: bool) -> dict[str, np.ndarray]:
-    """An example without any object, which adds nothing to a loss."""
-    if features:
-        first = {"features": np.zeros((*config.grid, config.channels), np.float32)}
-    else:
-        first = {"image": np.zeros((*config.image_size, config.in_channels), np.uint8)}
+def blank(config: SamConfig, cells: tuple[int, int], objects: int, features: bool,
+          images: bool = False) -> dict[str, np.ndarray]:
+    """An example without any object, which adds nothing to a loss of masks."""
+    first = {"features": np.zeros((*config.grid, config.channels), np.float32)} if features else {}
+    if images or not features:
+        first["image"] = np.zeros((*config.image_size, config.in_channels), np.uint8)
     return {**first, "size": np.array(config.image_size, np.int32), "masks": np.zeros((objects, *cells), bool),
             "valid": np.zeros(objects, bool)}

@@ -65,7 +65,8 @@ class Diverged(RuntimeError):
 
 
 def train(config: SamConfig, recipe: Recipe, params: dict, batches: Iterable, out, plan: Plan = Plan(), *,
-          seed: int = 0, trains: Rule | None = None, evaluate: Callable[[dict, int], dict] | None = None,
+          seed: int = 0, trains: Rule | None = None, step: Callable | None = None,
+          evaluate: Callable[[dict, int], dict] | None = None,
           improved: Callable[[dict, int, dict], None] | None = None, names: Callable[[int], list[str]] | None = None,
           report: Callable[[str], None] = lambda message: None, shown: bool = False) -> Outcome:
     """Trains for recipe.steps steps, from the newest checkpoint in `out` if there is one.
@@ -75,7 +76,8 @@ def train(config: SamConfig, recipe: Recipe, params: dict, batches: Iterable, ou
             get_state() -> JSON-able dict and set_state, a resumed run continues from there; else it passes over the
             batches that were used.
         out: a folder: checkpoints/, metrics.jsonl, tensorboard/.
-        seed: of all that is random. trains: which parameters are trained, in place of recipe.train.
+        seed: of all that is random. trains: which parameters are trained, in place of recipe.train. step: in place of
+            `step.make_step`'s, with the same states and metrics.
         evaluate(params, step) -> {"score": the higher the better, ...}; improved(params, step, scores) is called when
             it is the best so far. names(k) names the pictures of batch k, for messages.
         report: gets a line for each evaluation and for what is remarkable. shown: a progress line on a terminal.
@@ -83,7 +85,7 @@ def train(config: SamConfig, recipe: Recipe, params: dict, batches: Iterable, ou
     SIGTERM and SIGINT end it after the step at hand, saved. Raises Diverged, with the last good state saved, and
     InputError: batches of a wrong form, a checkpoint of another run, a full disk.
     """
-    run = _Run(config, recipe, plan, Path(out), trains or partial(trained, recipe))
+    run = _Run(config, recipe, plan, Path(out), trains or partial(trained, recipe), step)
     run.evaluate, run.improved, run.names, run.report = evaluate, improved, names, report
     first = jax.process_index() == 0
     with (_Signals() as signals, Checkpoints(run.out / "checkpoints", plan.keep, report) as saved,
@@ -129,9 +131,9 @@ def _steps(run: "_Run", iterator, signals: "_Signals", saved: Checkpoints, log: 
 class _Run:
     """What changes while it runs."""
 
-    def __init__(self, config: SamConfig, recipe: Recipe, plan: Plan, out: Path, trains: Rule):
+    def __init__(self, config: SamConfig, recipe: Recipe, plan: Plan, out: Path, trains: Rule, step: Callable | None):
         self.config, self.recipe, self.plan, self.out, self.trains = config, recipe, plan, out, trains
-        step = make_step(config, recipe, trains)
+        step = step or make_step(config, recipe, trains)
         if plan.anneal is not None:
             if recipe.schedule != "constant":
                 raise InputError("the rate can fall by the plan or by the recipe, whose schedule must be 'constant'")

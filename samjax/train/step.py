@@ -93,31 +93,39 @@ def make_step(config: SamConfig, recipe: Recipe, trains: Rule | None = None) -> 
         check_batch(config, recipe, batch)
         total = lambda tree: lax.psum(tree, axis_name) if axis_name else tree
         chosen, frozen = split(state.params, rule)
-        batch = batch | {"valid": _countable(config, batch), "keys": _image_keys(state, batch, axis_name)}
+        batch = batch | {"valid": countable(config, batch), "keys": image_keys(state, len(batch["valid"]), axis_name)}
         count = jnp.maximum(total(batch["valid"].sum(dtype=jnp.float32)), 1.0)
-        gradients, sums = total(_in_parts(config, recipe, chosen, frozen, batch, 1.0 / (count * recipe.rounds)))
+        one = lambda part: _gradients(config, recipe, chosen, frozen, part, 1.0 / (count * recipe.rounds))
+        gradients, sums = total(in_parts(one, recipe.accumulate, batch))
         metrics = _metrics(sums, count) | {"learning_rate": schedule(state.step)}
-        leaves = jax.tree.leaves(gradients)
-        metrics["grad_norm"] = jnp.sqrt(sum(jnp.square(leaf).sum() for leaf in leaves))
-        metrics["finite"] = finite(metrics["loss"], metrics["grad_norm"])
-        updates, opt_state = optimiser.update(gradients, state.opt_state, chosen, step=state.step)
-        keep = lambda new, old: jax.tree.map(lambda a, b: jnp.where(metrics["finite"], a, b), new, old)
-        chosen = keep(jax.tree.map(jnp.add, chosen, updates), chosen)
-        return TrainState(state.step + 1, unite(chosen, frozen), keep(opt_state, state.opt_state), state.key), metrics
+        return advance(optimiser, state, chosen, frozen, gradients, metrics)
 
     return step
 
 
-def _in_parts(config, recipe, chosen, frozen, batch, scale) -> tuple[dict, Terms]:
-    """Gradients and sums over the batch, in recipe.accumulate parts one after the other.
+def advance(optimiser, state: TrainState, chosen: dict, frozen: dict, gradients: dict,
+            metrics: dict) -> tuple[TrainState, dict]:
+    """The state after one more step, chosen (the trained parameters) moved, and metrics with grad_norm and finite.
+
+    If the loss or the gradient is not finite, nothing changes but the count of steps.
+    """
+    norm = jnp.sqrt(sum(jnp.square(leaf).sum() for leaf in jax.tree.leaves(gradients)))
+    good = finite(metrics["loss"], norm)
+    updates, opt_state = optimiser.update(gradients, state.opt_state, chosen, step=state.step)
+    keep = lambda new, old: jax.tree.map(lambda a, b: jnp.where(good, a, b), new, old)
+    chosen = keep(jax.tree.map(jnp.add, chosen, updates), chosen)
+    state = TrainState(state.step + 1, unite(chosen, frozen), keep(opt_state, state.opt_state), state.key)
+    return state, metrics | {"grad_norm": norm, "finite": good}
+
+
+def in_parts(one: Callable, parts: int, batch: dict):
+    """one(batch), a tree of sums over its images, computed as the sum of so many parts, one after the other.
 
     Part i holds images i, i + parts, ...: where the images are sharded over devices, each part is too.
     """
-    parts = recipe.accumulate
     if parts == 1:
-        return _gradients(config, recipe, chosen, frozen, batch, scale)
+        return one(batch)
     batch = jax.tree.map(lambda x: _interleaved(x, parts), batch)
-    one = lambda part: _gradients(config, recipe, chosen, frozen, part, scale)
     first = jax.eval_shape(one, jax.tree.map(lambda x: x[0], batch))
     zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), first)
     add = lambda done, part: (jax.tree.map(jnp.add, done, one(part)), None)
@@ -126,7 +134,7 @@ def _in_parts(config, recipe, chosen, frozen, batch, scale) -> tuple[dict, Terms
 
 def _interleaved(x: Array, parts: int) -> Array:
     """(b, ...) -> (parts, b / parts, ...), image j in part j % parts; einops knows no arrays of keys."""
-    return jnp.moveaxis(x.reshape(-1, parts, *x.shape[1:]), 1, 0)
+    return jnp.moveaxis(x.reshape(x.shape[0] // parts, parts, *x.shape[1:]), 1, 0)
 
 
 def _gradients(config, recipe, chosen, frozen, batch, scale) -> tuple[dict, Terms]:
@@ -137,22 +145,22 @@ def _gradients(config, recipe, chosen, frozen, batch, scale) -> tuple[dict, Term
     object_keys = jax.vmap(lambda key: jax.vmap(lambda j: jax.random.fold_in(key, j))(jnp.arange(n)))(keys[:, 1])
     objects = Objects(batch["masks"], batch["valid"], batch["size"], object_keys)
 
-    def encode(tuned):
+    def features_of(tuned):
         params = lora.join(unite(fixed, tuned))
-        return _encode(config, params, batch["image"], batch["size"], keys[:, 0])
+        return encode(config, params, batch["image"], batch["size"], keys[:, 0])
 
     if tuned and "image" not in batch:
         raise InputError("a batch of cached features cannot train the image encoder: give images")
     if not tuned:
-        features = batch["features"] if "features" in batch else encode(tuned)
+        features = batch["features"] if "features" in batch else features_of(tuned)
         gradients, sums = play(config, recipe, {"params": others}, rest, features, objects, scale)
         return gradients["params"], sums
-    features, pull = jax.vjp(encode, tuned)
+    features, pull = jax.vjp(features_of, tuned)
     gradients, sums = play(config, recipe, {"params": others, "features": features}, rest, None, objects, scale)
     return unite(gradients["params"], *pull(gradients["features"])), sums
 
 
-def _encode(config: SamConfig, params: dict, image: Array, size: Array, keys: Array) -> Array:
+def encode(config: SamConfig, params: dict, image: Array, size: Array, keys: Array) -> Array:
     """uint8 (b, H, W, c) -> features; where there is drop path, each image draws by its own key."""
     pixels = normalise(config, image, size)
     with lora.active():
@@ -166,16 +174,15 @@ def _by_stage(params: dict) -> tuple[dict, dict]:
     return split(params, lambda path: path.removeprefix("lora/").startswith("image_encoder/"))
 
 
-def _countable(config: SamConfig, batch: dict) -> Array:
+def countable(config: SamConfig, batch: dict) -> Array:
     """(b, n) bool: valid objects with at least one cell in the picture."""
     masks = batch["masks"]
     inside = jax.vmap(lambda size: inside_picture(config, masks.shape[2:], size))(batch["size"])
     return batch["valid"] & (masks & inside[:, None]).any((2, 3))
 
 
-def _image_keys(state: TrainState, batch: dict, axis_name: str | None) -> Array:
-    """(b,) keys, by the step and by each image's place in the global batch."""
-    b = batch["valid"].shape[0]
+def image_keys(state: TrainState, b: int, axis_name: str | None) -> Array:
+    """(b,) keys, by the step and by each image's place in the global batch, b of which are on this device."""
     first = lax.axis_index(axis_name) * b if axis_name else 0
     key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
     return jax.vmap(lambda i: jax.random.fold_in(key, i))(first + jnp.arange(b))

@@ -254,6 +254,22 @@ def test_cached_embeddings(config):
     assert batch["valid"][:, 0].tolist() == [True, True, False, True, True, True, False, False]
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_pictures_and_embeddings(config, workers):
+    """Both of each, as distillation needs them; with masks or, with objects=0, whatever masks there are."""
+    source = with_features(Numbered(6, bad=[2]), Reader())
+    make = lambda **options: take(make_pipeline([source], config, batch=8, images=True, shuffle=False, repeat=False,
+                                                report=lambda m: None, **options))[0][0]
+    for objects in (0, 3) if not workers else (0,):
+        batch = make(objects=objects, workers=workers)
+        assert {key: value.shape for key, value in batch.items()} == {
+            "image": (8, 64, 64, 3), "features": (8, 4, 4, 32), "size": (8, 2), "masks": (8, objects, 16, 16),
+            "valid": (8, objects)}
+        assert batch["masks"].dtype == bool and batch["valid"].dtype == bool
+        for values in (batch["image"][:, 0, 0, 0], batch["features"][:, 0, 0, 0]):
+            assert values.tolist() == [0, 1, 0, 3, 4, 5, 0, 0]
+
+
 def test_embeddings_under_other_names(config):
     class Named(dict):
         def __getitem__(self, name):
