@@ -114,7 +114,8 @@ def _draw_masks(canvas: Image.Image, masks: np.ndarray | Sequence[np.ndarray], w
         canvas.paste(bare.crop(box).point(tint), box[:2], through)
     pixels = np.array(canvas)
     for n in order:
-        _draw_outline(pixels, _part(masks[n]), colour(n), width)
+        thin = max(1, round(math.sqrt(areas[n]) / 10))  # a small mask would be all outline
+        _draw_outline(pixels, _part(masks[n]), colour(n), min(width, thin))
     return Image.fromarray(pixels)
 
 

@@ -69,6 +69,15 @@ def test_parts_are_drawn_as_whole_masks_are():
     assert np.array_equal(drawn(image, Parts()), drawn(image, np.stack(whole)))
 
 
+def test_lines_of_small_masks_are_thin():
+    image = np.full((300, 4000, 3), 120, np.uint8)  # lines of 10 px
+    out = drawn(image, np.stack([square(300, 4000, (100, 100, 140, 140)), square(300, 4000, (600, 50, 900, 250))]))
+    tints = [np.rint(120 * 0.55 + np.array(colour(n)) * 0.45) for n in (0, 1)]
+    for n, (x, y, top, least, most) in enumerate(((120, 120, 100, 1, 3), (750, 150, 50, 4, 8))):
+        upwards = np.abs(out[y::-1, x] - tints[n]).max(axis=-1) > 1
+        assert least <= y + 1 - top - np.flatnonzero(upwards)[0] <= most
+
+
 @pytest.mark.parametrize("box", [(0, 0, 300, 200), (299, 199, 300, 200), (0, 0, 1, 1), (5, 100, 295, 101)])
 def test_masks_at_the_border_and_of_one_pixel_are_seen(box):
     out = drawn(GREY, square(box=box)[None])
