@@ -73,6 +73,19 @@ def config():
     return SamConfig("custom", ViT(width=32, depth=1, heads=2), Decoder(mlp=64), channels=32, image_size=(64, 64))
 
 
+REAL, WHOLE = {"mobile_sam", "mobile_sam_path", "lite_medsam", "reference"}, ("weights", "torch", "whole")
+
+
+@pytest.fixture(autouse=True)
+def quick_programs(request):
+    """Small models' programs run for milliseconds: compiling them well would take most of the time of the tests. Those
+    of whole models (fixtures REAL, markers WHOLE) are optimised."""
+    quick = not REAL & set(request.fixturenames) and not any(map(request.node.get_closest_marker, WHOLE))
+    jax.config.update("jax_disable_most_optimizations", quick)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 @pytest.fixture(autouse=True)
 def own_indexes(request):
     """Tests of the training data keep the indexes of their data sets to themselves."""

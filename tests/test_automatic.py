@@ -3,6 +3,7 @@
 import dataclasses
 import gzip
 import json
+import os
 from concurrent.futures import ThreadPoolExecutor
 
 import jax
@@ -301,7 +302,9 @@ def test_mistakes_are_named(sam):
         sam.everything("nowhere.jpg")
 
 
-GOLDEN = ["dog_default", "dog_crops1", "dog_small_regions", "groceries_default", "truck_default"]
+GOLDEN = ["dog_crops1", "dog_small_regions", "truck_default"]
+if os.environ.get("SAMJAX_THOROUGH"):  # two more of the same kind, a minute each
+    GOLDEN += ["dog_default", "groceries_default"]
 
 
 @pytest.mark.slow

@@ -19,9 +19,11 @@ from samjax.model.resize import adapt_channels, resize_positions
 from samjax.model.sam import encode_image, init
 from samjax.model.stack import stack_blocks, unstack_blocks
 
+WHOLE = (pytest.mark.slow, pytest.mark.whole)
 
-@pytest.mark.parametrize("name", ["vit_toy_random", pytest.param("vit_b_random", marks=pytest.mark.slow),
-                                  pytest.param("vit_h_d4_random", marks=pytest.mark.slow)])
+
+@pytest.mark.parametrize("name", ["vit_toy_random", pytest.param("vit_b_random", marks=WHOLE),
+                                  pytest.param("vit_h_d4_random", marks=WHOLE)])
 def test_equals_official(name):
     golden = np.load(DATA / f"{name}.npz")
     config, params, pixels = random_encoder(golden)
