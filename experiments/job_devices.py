@@ -4,7 +4,8 @@
 
 Cuts photographs out of the pictures in FOLDER (at random, 200 to 500 px a side, JPEG), has `samjax everything` work on
 them three times with the real MobileSAM, and compares all files byte for byte. Devices are those that XLA makes of one
-CPU: more of them are no faster, but everything else is as with real ones. 12 minutes on two quiet cores.
+CPU: more of them are no faster, but everything else is as with real ones. About 20 minutes of two cores. Result
+(experiments/results/job_devices.json): 1,194 masks of 200 photographs, all 201 files identical.
 """
 
 import argparse
