@@ -5,8 +5,8 @@
 Each case is a process of its own (MobileSAM, 32 x 32 points, masks as run lengths); its peak is the largest resident
 set, Python and compiling included. The number of masks is driven by the thresholds and by how many masks suppression
 leaves, from some fifty to more than two thousand. About four minutes on two cores; beside the official generator's peak
-see `speed.py --only everything`. Result (experiments/results/everything_memory.json): 0.83 GB with 15 masks, 1.03 GB with
-72, 1.07 GB with 3,072.
+see `speed.py --only everything`. Result (experiments/results/everything_memory.json): 0.83 GB with 15 masks, 1.03 GB
+with 72, 1.07 GB with 3,072.
 """
 
 import argparse
