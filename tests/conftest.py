@@ -8,6 +8,9 @@ from pathlib import Path
 # Before anything imports jax: a CPU that counts as eight devices, for the tests of sharding.
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Small models' programs run for milliseconds: to compile them well would take most of the time of the tests.
+QUICK = "JAX_DISABLE_MOST_OPTIMIZATIONS"
+os.environ[QUICK] = "1"
 
 import jax
 import numpy as np
@@ -77,13 +80,15 @@ REAL, WHOLE = {"mobile_sam", "mobile_sam_path", "lite_medsam", "reference"}, ("w
 
 
 @pytest.fixture(autouse=True)
-def quick_programs(request):
-    """Small models' programs run for milliseconds: compiling them well would take most of the time of the tests. Those
-    of whole models (fixtures REAL, markers WHOLE) are optimised."""
-    quick = not REAL & set(request.fixturenames) and not any(map(request.node.get_closest_marker, WHOLE))
-    jax.config.update("jax_disable_most_optimizations", quick)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+def optimised_programs(request, monkeypatch):
+    """Programs of whole models (fixtures REAL, markers WHOLE) are worth optimising."""
+    if REAL & set(request.fixturenames) or any(map(request.node.get_closest_marker, WHOLE)):
+        monkeypatch.delenv(QUICK)
+        jax.config.update(QUICK.lower(), False)
+        yield
+        jax.config.update(QUICK.lower(), True)
+    else:
+        yield
 
 
 @pytest.fixture(autouse=True)

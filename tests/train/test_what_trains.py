@@ -1,4 +1,4 @@
-"""Parts of a model trained alone: the decoder on cached features, LoRA, any rule; and that training learns."""
+"""Parts of a model trained alone: the decoder on cached features, LoRA, any rule."""
 
 from dataclasses import replace
 
@@ -6,10 +6,11 @@ import jax
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
+from optax.tree_utils import tree_get
 from small_training import CONFIG, RECIPE, TINY, jitted, make_batch, params_of
 
 from samjax.errors import InputError
-from samjax.model.sam import encode_image, init
+from samjax.model.sam import encode_image
 from samjax.predict import normalise
 from samjax.train import lora
 from samjax.train.step import init_state, make_step
@@ -35,8 +36,11 @@ def test_decoder_alone_on_images_and_on_cached_features():
     again, same, state = moved(recipe, cached, params=decoder)
     assert again == paths
     np.testing.assert_allclose(same["loss"], metrics["loss"], rtol=1e-5)
-    for a, b in zip(jax.tree.leaves(after.opt_state), jax.tree.leaves(state.opt_state), strict=True):
-        np.testing.assert_allclose(a, b, atol=1e-4 * np.abs(a).max())  # gradients: steps of Adam magnify small ones
+    # Gradients, not parameters: steps of Adam magnify the smallest of them, which are rounding alone.
+    a, b = (jax.tree.leaves(tree_get(x.opt_state, "mu")) for x in (after, state))
+    largest = max(np.abs(x).max() for x in a)
+    for x, y in zip(a, b, strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-3, atol=1e-5 * largest)
     assert not any("image_encoder" in str(path) for path, _ in jax.tree.leaves_with_path(after.opt_state))
 
 
@@ -70,18 +74,3 @@ def test_any_rule():
     assert len(jax.tree.leaves(after.opt_state)) == 1 + 2 * len(chosen)
     with pytest.raises(InputError, match="nothing is trained"):
         init_state(CONFIG, RECIPE, params_of(), jax.random.key(0), lambda path: False)
-
-
-def test_it_learns():
-    """From nothing, on eight pictures of discs: the losses fall, the masks come to fit."""
-    recipe = replace(RECIPE, points=2, refinements=0, boxes=0.0, lr=3e-3, schedule="constant", drops=(), drop_path=0.0,
-                     dropout=0.0, layer_decay=1.0, clip=1.0, weight_decay=0.0)
-    state, batch = init_state(CONFIG, recipe, init(CONFIG, jax.random.key(0)), jax.random.key(0)), make_batch(0)
-    step, history = jitted(make_step(CONFIG, recipe)), []
-    for _ in range(120):
-        state, metrics = step(state, batch)
-        history.append(jax.device_get(metrics))
-    early, late = history[:5], history[-5:]
-    mean = lambda part, name: np.mean([metrics[name] for metrics in part])
-    assert mean(late, "loss") < 0.5 * mean(early, "loss")
-    assert mean(late, "iou_last") > mean(early, "iou_last") + 0.2
