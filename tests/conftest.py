@@ -9,8 +9,7 @@ from pathlib import Path
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Small models' programs run for milliseconds: to compile them well would take most of the time of the tests.
-QUICK = "JAX_DISABLE_MOST_OPTIMIZATIONS"
-os.environ[QUICK] = "1"
+os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 
 import jax
 import numpy as np
@@ -76,6 +75,7 @@ def config():
     return SamConfig("custom", ViT(width=32, depth=1, heads=2), Decoder(mlp=64), channels=32, image_size=(64, 64))
 
 
+QUICK = "JAX_DISABLE_MOST_OPTIMIZATIONS"
 REAL, WHOLE = {"mobile_sam", "mobile_sam_path", "lite_medsam", "reference"}, ("weights", "torch", "whole")
 
 
