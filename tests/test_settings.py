@@ -27,7 +27,7 @@ def test_a_preset_and_what_stands_in_place_of_its_values():
     assert make_settings("paper") == PAPER
     assert make_settings("fast", crop_n_layers=1) == Settings(points_per_side=16, crop_n_layers=1)
     points = lambda s: sum(4**i * len(s.grid(i)) for i in range(s.crop_n_layers + 1))
-    assert [points(s) for s in (FAST, Settings(), PAPER, DENSE)] == [256, 1024, 3 * 1024, 21 * 1024]
+    assert [points(s) for s in (FAST, Settings(), PAPER, DENSE)] == [256, 1024, 3 * 1024, 5 * 1024]
 
 
 def test_the_grid_is_pixel_centres_with_x_fastest():
