@@ -4,9 +4,9 @@ No preset: 32 x 32 points on the picture, as the official generator does unless 
 `fast`: 16 x 16 points. A quarter of the decoder's work; what is smaller than 1/16 of a side is hit by chance only.
 `paper`: SA-1B's own (Segment Anything, appendix B): besides, 16 x 16 points on each of 4 crops and 8 x 8 on each of 16;
 specks and pinholes removed, masks of 95 % of the picture dropped. Three times the decoder's work, 21 encodings.
-`dense`: 32 x 32 points on the picture and on each of 4 crops, and lower thresholds: predicted IoU and stability of small
-objects are low even where their masks are right. For many small objects (cells, cars from the air), at the price of more
-masks that nobody asked for. 5 times the decoder's work, 5 encodings.
+`dense`: 32 x 32 points on the picture and on each of 4 crops, and lower thresholds: predicted IoU and stability of
+small objects are low even where their masks are right. For many small objects (cells, cars from the air), at the price
+of more masks that nobody asked for. 5 times the decoder's work, 5 encodings.
 """
 
 import difflib

@@ -24,7 +24,7 @@ manifest.json: model, settings, counts, failures. Of pictures that differ in the
 it: a.json, a.png.json.
 
 presets: fast is 16 x 16 points; paper is what SA-1B was made with (21 crops, three times the points); dense is for many
-small objects (5 crops, five times the points, lower thresholds). The options below a preset stand in place of its values.
+small objects (5 crops, five times the points, lower thresholds). The options below stand in place of a preset's values.
 
 All devices of the machine are used. Pictures are told by their bytes: one that has changed is done again.
 
