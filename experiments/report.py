@@ -40,7 +40,8 @@ h1 { font-size: 1.6rem; line-height: 1.2; margin: .5rem 0 } h2 { font-size: 1.25
 p, nav { max-width: 46rem } .soft, figcaption { color: var(--soft); font-size: .85rem } a { color: var(--link) }
 nav a { display: inline-block; padding: .3rem .8rem .3rem 0 }
 .scroll { overflow-x: auto; margin: .75rem 0; -webkit-overflow-scrolling: touch }
-table { border-collapse: collapse; font-size: .875rem; font-variant-numeric: tabular-nums; overflow-wrap: normal }
+table { border-collapse: separate; border-spacing: 0; font-size: .875rem; overflow-wrap: normal;
+  font-variant-numeric: tabular-nums }
 th, td { padding: .3rem .6rem; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--line) }
 th:first-child { text-align: left; position: sticky; left: 0; background: var(--back) }
 thead th { color: var(--soft); font-weight: 600 } tbody tr:nth-child(even) > * { background: var(--band) }

@@ -86,7 +86,7 @@ def robustness(found: dict) -> Iterator[str]:
         return
     series = lambda prompt, kind: [means[prompt]["clean"], *(means[prompt][f"{kind} {i}"] for i in range(1, 6))]
     yield gallery(*(plots.lines({kind: series(prompt, kind) for kind in kinds}, ["clean", *"12345"],
-                                title=f"{plots.NAMES[prompt]}", xlabel="strength", ylabel="mean IoU, %")
+                                title=f"{plots.NAMES[prompt]}", xlabel="strength", ylabel="mean IoU, %", ylim=(0, 100))
                     for prompt in means))
     yield table(["", "clean", *"12345"], [[f"{plots.NAMES[prompt]}, {kind}", *map(percent, series(prompt, kind))]
                                          for prompt in means for kind in kinds])
@@ -100,7 +100,7 @@ def resolution(found: dict) -> Iterator[str]:
     sizes = [f"{size}" for size in means]
     times = lambda ax: ax.plot(sizes, [one["seconds_encode"] for one in means.values()], marker="o")
     yield gallery(plots.lines({plots.NAMES[name]: [one[name] for one in means.values()] for name in PERCENT[:3]}, sizes,
-                              title="Scores by input size", xlabel="px", ylabel="mean IoU, %"),
+                              title="Scores by input size", xlabel="px", ylabel="mean IoU, %", ylim=(0, 100)),
                   plots.figure(times, title="Seconds to encode a picture", xlabel="px", ylabel="s", yscale="log"))
     yield table(["input, px", "pictures", "objects", "1 point", "best of 3", "box", "s to encode", "s an object"],
                 [[size, one["pictures"], one["objects"], *(percent(one[name]) for name in PERCENT[:3]),
