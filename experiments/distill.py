@@ -50,6 +50,7 @@ from samjax.train.material import embed, spread, write_json  # noqa: E402
 from samjax.weights import resolve  # noqa: E402
 
 STUDENT = TinyViT((32, 64, 96, 128), (1, 1, 4, 1), (2, 2, 3, 4), (7, 8, 16, 8), fold_batch_norm=False)
+FEATURES = 100.0  # weight of the features' error: their variance is near 0.01, the masks' losses are near 1
 SAVE, POINTS, FOREGROUND, NOT_A_POINT = 100, 8, 1, -1
 
 
@@ -203,7 +204,7 @@ def main():
     teacher, sha256 = samjax.load(path, image_size=args.size), fingerprint(path)
     recipe = replace(DISTILL, steps=args.steps, batch=args.batch, lr=args.lr, warmup=min(100, args.steps // 10),
                      objects=args.objects)
-    losses = Losses(1.0, args.masks, args.masks)
+    losses = Losses(FEATURES, args.masks, args.masks)
     config = distilled_config(replace(teacher.config, name="distilled", encoder=STUDENT), teacher.config)
     sources, held = open_all(args)
     settings = {"sha256": sha256, "student": to_dict(config), "losses": asdict(losses),

@@ -66,7 +66,7 @@ def begin(student: SamConfig, teacher: SamConfig, params: dict, key: Array) -> d
     The neck behind its first map is the teacher's at the start: it has the same shapes in all models.
     """
     config = distilled_config(student, teacher)
-    encoder = jax.jit(partial(init, config))(key)["image_encoder"]
+    encoder = jax.jit(lambda key: init(config, key)["image_encoder"])(key)
     neck = {name: params["image_encoder"]["neck"][name] for name in SHARED}
     taken = {name: params[name] for name in ("prompt_encoder", "mask_decoder")}
     return {"image_encoder": encoder | {"neck": encoder["neck"] | neck}} | taken

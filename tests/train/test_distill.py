@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 from PIL import Image
-from small_training import CONFIG, TINY, jitted, make_batch, params_of
+from small_training import CONFIG, QUICK, TINY, jitted, make_batch, params_of
 
 import convert
 import samjax
@@ -21,9 +21,9 @@ from samjax.model.fold import fold_batch_norm
 from samjax.model.sam import encode_image
 from samjax.parallel import PmapStep
 from samjax.predict import normalise
-from samjax.train import distill
+from samjax.train import distill, loop
+from samjax.train.devices import OneStep
 from samjax.train.distill import DISTILL, Losses, begin, distilled_config, make_distill_step
-from samjax.train.loop import Plan, train
 from samjax.train.simulate import FOREGROUND, TOP_LEFT
 from samjax.train.step import init_state
 
@@ -111,10 +111,11 @@ def test_nothing_to_learn_from_oneself():
     assert abs(metrics["loss"]) < 1e-6 and metrics["iou"] > 0.999 and metrics["cosine"] == pytest.approx(1)
 
 
-def test_pmap_with_accumulation_equals_one_device():
-    """Two pictures on each of eight devices, one after the other."""
-    many = PmapStep(make_distill_step(SMALL, SMALL, replace(RECIPE, accumulate=2), ALL))
+def test_pmap_equals_one_device():
+    """Two pictures on each of eight devices."""
+    many = PmapStep(make_distill_step(SMALL, SMALL, RECIPE, ALL))
     state, single = many.place(start()), start()
+    many._run = many._run.lower(state, many.feed(pairs())).compile(compiler_options=QUICK)
     for i in range(2):
         state, metrics = many(state, many.feed(pairs(i)))
         single, expected = take(single, pairs(i))
@@ -201,19 +202,25 @@ class Noise:
         return np.random.default_rng(len(name)).standard_normal((2, 3, 16), np.float32), (32, 48)
 
 
-def test_from_pictures_by_the_loop(tmp_path):
-    """Pictures without masks and their cached features; an end, and what follows it."""
+class QuickStep(OneStep):
+    def __init__(self, step, sharding):
+        self._run = jitted(step, donate_argnums=0)
+
+
+def test_from_pictures_by_the_loop(tmp_path, monkeypatch):
+    """Pictures without masks and their cached features, in two parts each; an end, and what follows it."""
+    monkeypatch.setattr(loop, "spread", QuickStep)
     for k in range(5):
         pixels = np.random.default_rng(k).integers(0, 256, (32, 48, 3), np.uint8)
         Image.fromarray(pixels).save(tmp_path / f"{k}.png")
     source, calls = with_features(Pictures(tmp_path), Noise()), []
-    recipe = replace(RECIPE, batch=2, steps=3)
+    recipe = replace(RECIPE, batch=2, steps=3, accumulate=2)
     step, params = make_distill_step(SMALL, SMALL, recipe), params_of(SMALL)
 
     def run():
         batches = make_pipeline([source], SMALL, batch=2, objects=0, images=True)
-        return train(SMALL, recipe, params, batches, tmp_path / "out", Plan(save_every=2),
-                     step=lambda *args, **options: calls.append(1) or step(*args, **options))
+        return loop.train(SMALL, recipe, params, batches, tmp_path / "out", loop.Plan(save_every=2),
+                          step=lambda *args, **options: calls.append(1) or step(*args, **options))
 
     outcome = run()
     kernels = [tree["image_encoder"]["neck"]["conv1"]["kernel"] for tree in (outcome.params, params)]
