@@ -7,10 +7,14 @@ each. The result goes to experiments/results/edges.json after every picture, and
 it was. --images takes that many pictures, evenly spread; 0 (default) takes all. The plot has the curves of precision
 over recall of all methods that are in the result.
 
-About 2 s a picture for Canny and for Sobel, about MODEL_SECONDS for MobileSAM, on one core.
+Scoring is what takes the time where there are many edges: some 20 ms of one core for each threshold and annotator.
 
 The paper (Segment Anything, table 3, 200 test pictures): Canny ODS .600, OIS .640, AP .580; Sobel ODS .539; SAM ViT-H
 ODS .768, OIS .786, AP .794, R50 .928.
+
+How near the matching is to the benchmark's least-cost one: on crops of 120 x 120 pixels of ten pictures, Sobel's edges
+at two thresholds, as many outline pixels are matched with each annotator; of the edges' pixels 8967 of 25942 count as
+right where it is 8959 (precision .3457 and .3453; measured with another matching of the largest size).
 
 Result: no result is recorded yet.
 """

@@ -6,9 +6,9 @@ Precision: the share of the map's pixels that are matched with any annotator's. 
 pixels that are matched, each annotator by itself.
 
 The benchmark's assignment has the least sum of distances, an unmatched pixel costing a hundred times the largest one:
-so as many pixels as possible are matched, which is what is done here (Hopcroft and Karp), with near pixels first.
-The numbers of matched pixels are the same; which ones of the map are matched with an annotator may differ where there
-is a choice, and with it slightly what several annotators match together (precision). NumPy and SciPy only.
+so as many pixels as possible are matched, which is what is done here, with near pixels first. The numbers of matched
+pixels are the same; which ones of the map are matched with an annotator may differ where there is a choice, and with
+it slightly what several annotators match together (precision). NumPy and SciPy only.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,6 +19,7 @@ import numpy as np
 
 from samjax.data.sources import Source
 from samjax.errors import InputError
+from samjax.evaluate.assignment import pair
 from samjax.evaluate.proposals import spread
 
 THRESHOLDS = 99
@@ -267,18 +268,10 @@ class _Matcher:
 
     def __call__(self, places: np.ndarray) -> np.ndarray:
         """(n,) bool: which of the places (n, 2), y before x, are matched when as many as possible are."""
-        from scipy.sparse import csr_array
-        from scipy.sparse.csgraph import maximum_bipartite_matching
-
-        distance = self.distance[places[:, 0], places[:, 1]]
-        rows = np.flatnonzero(distance <= self.reach)
-        rows = rows[np.argsort(distance[rows], kind="stable")]  # what is nearest is served first
+        rows = np.flatnonzero(self.distance[places[:, 0], places[:, 1]] <= self.reach)
         near = self.numbers[((places[rows] + self.side) @ (self.width, 1))[:, None] + self.offsets]
-        there = near >= 0
-        ends = np.concatenate([[0], np.cumsum(there.sum(axis=1))])
-        graph = csr_array((np.ones(ends[-1], np.int8), near[there], ends), shape=(len(rows), max(self.size, 1)))
         found = np.zeros(len(places), bool)
-        found[rows] = maximum_bipartite_matching(graph, perm_type="column") >= 0
+        found[rows] = pair(near, self.size) >= 0
         return found
 
 
