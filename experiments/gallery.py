@@ -5,8 +5,8 @@
 FOLDER of --photos holds photographs; that of --datasets a folder for each data set that `samjax.data.open_source`
 reads, of which --number pictures are taken, evenly spaced. OUT gets for each picture a NAME.json (SA-1B's layout) and a
 NAME_everything.jpg, for those of data sets also a NAME_prompts.jpg (the boxes of the three largest objects, or a point
-on the largest), and sheet.jpg. What is there is only drawn again, not segmented: 1 s a picture; else 5 s with the
-preset `fast` on two idle cores. Nothing is measured and nothing of it belongs into the repository.
+on the largest), and sheet.jpg. What is there is only drawn again, not segmented. Some 20 s of CPU a picture with the
+preset `fast`. Nothing is measured, and nothing of it belongs into the repository.
 """
 
 import argparse

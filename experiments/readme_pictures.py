@@ -3,7 +3,7 @@
     python experiments/readme_pictures.py
 
 docs/everything.jpg: all masks, default settings. docs/segment.jpg: the three masks of one click, a part to the whole,
-and the masks of two boxes. Half a minute on two idle cores.
+and the masks of two boxes. A minute and a half of CPU on a machine that was busy otherwise.
 """
 
 import argparse
