@@ -6,11 +6,11 @@
 DATASETS is a folder of data sets, each of a layout that `samjax finetune` reads. For each set it runs `samjax finetune`
 (train split; the best on the val split; embeddings are shared, so --options must leave the encoder alone), scores all
 objects of the val splits of the set and of the natural scenes with both models, and draws OUT/SET_before_after.png.
-Everything is collected in experiments/results/finetune.json. Runs that are done already are not done again. Two cores of
-a CPU, minutes as given for each set, at most 20.
+Everything is collected in experiments/results/finetune.json. Runs that are done already are not done again. Two cores
+of a CPU, minutes as given for each set, at most 20.
 
-Result so far: isbi_em alone, seven minutes of a busy machine, that is six steps: one point 24.1 -> 33.7, box 73.9 -> 74.6;
-coco128seg 52.0 -> 51.5 and 73.7 -> 71.6.
+Result so far: isbi_em alone, seven minutes of a busy machine, that is six steps: one point 24.1 -> 33.7, box 73.9 ->
+74.6; coco128seg 52.0 -> 51.5 and 73.7 -> 71.6.
 """
 
 import argparse
