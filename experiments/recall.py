@@ -7,6 +7,9 @@ or more with it. --images takes that many pictures of the split, evenly spaced; 
 experiments/results/recall.json after every picture, and a run that was stopped goes on where it was.
 
 Objects are counted by size too: small ones have less than 1/1000 of the picture's area.
+
+Result so far (a busy machine, so seconds say something beside each other only): of the 78 nuclei in two pictures of
+dsb2018 `fast` finds 71 %, `paper` 91 % in 8 times and `dense` 95 % in 16 times the time. nwpu_vhr10 has been begun.
 """
 
 import argparse
