@@ -53,7 +53,7 @@ NUMBERS = {
         ("lr", float, 0.0, "the learning rate (default: 3e-4, with --train all 1e-4)"),
         ("batch", int, 0, "pictures a step (default: 4, or 2 where the encoder is trained)"),
         ("objects", int, 0, "objects of a picture in a step, drawn at random (default: 4)"),
-        ("rounds", int, 0, "predictions for an object: a first prompt, then corrections (default: 3)"),
+        ("rounds", int, 0, "predictions for an object: a first prompt, then corrections (default: 2)"),
         ("lora-rank", int, 8, "of the factors, with --train lora"),
         ("mask-size", int, 0, "side of the grid that losses are computed on, a multiple of the default 256"),
         ("average", float, 0.99, "decay of the moving average of the parameters, which is the result; 0: none"),

@@ -94,10 +94,11 @@ def matmul(x: Array, kernel: Array, dtype: str) -> Array:
 
 def layer_norm(x: Array, scale: Array, bias: Array, eps: float) -> Array:
     """Two-pass LayerNorm in float32 (the one-pass variance loses digits when the mean is large)."""
-    x = x.astype(jnp.float32)
+    shape = x.shape
+    x = x.astype(jnp.float32).reshape(-1, shape[-1])  # a CPU sums up the gradients of (1, p, c) many times slower
     centred = x - x.mean(-1, keepdims=True)
     variance = jnp.square(centred).mean(-1, keepdims=True)
-    return centred * lax.rsqrt(variance + eps) * scale + bias
+    return (centred * lax.rsqrt(variance + eps) * scale + bias).reshape(shape)
 
 
 class LayerNorm(nn.Module):

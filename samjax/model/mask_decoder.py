@@ -8,7 +8,7 @@ the image is written between. (The keys' bias shifts all scores of a query alike
 Here p is an image position, r = (t k) a token and a head.
 """
 
-from functools import partial
+from functools import partial, reduce
 
 import flax.linen as nn
 import jax
@@ -23,6 +23,33 @@ EPS = 1e-5  # in the transformer; the upscaling's norm has 1e-6
 
 
 exact = partial(jnp.einsum, precision=lax.Precision.HIGHEST)  # among the few tokens float32 costs nothing
+
+
+@jax.custom_vjp
+def softmax_of_tokens(scores: Array) -> Array:
+    """Softmax over axis 2 of (b, n, t, k, p): over the few tokens, at each of the many positions.
+
+    Sums over the tokens are written out, so that they run along the positions and vectorise; on a CPU that takes a
+    third of the time of `jax.nn.softmax`, and its gradient a twentieth.
+    """
+    return _softmax_of_tokens(scores)
+
+
+def _softmax_of_tokens(scores: Array) -> Array:
+    weights = jnp.exp(scores - _over_tokens(jnp.maximum, scores))
+    return weights / _over_tokens(jnp.add, weights)
+
+
+def _over_tokens(operation, x: Array) -> Array:
+    return reduce(operation, jnp.unstack(x, axis=2))[:, :, None]
+
+
+def _softmax_gradient(weights: Array, gradient: Array) -> tuple[Array]:
+    product = weights * gradient
+    return (product - weights * _over_tokens(jnp.add, product),)
+
+
+softmax_of_tokens.defvjp(lambda scores: (_softmax_of_tokens(scores),) * 2, _softmax_gradient)
 
 
 class Attention(nn.Module):
@@ -99,8 +126,7 @@ class ImageToToken(Attention):
         offset = jnp.where(valid[..., None], exact("bntkd,kd->bntk", k, bias), -jnp.inf)
         scores = self.dot("bnrc,bnpc->bnrp", rearrange(probes, "b n t k c -> b n (t k) c"), image)
         scores = rearrange(scores, "b n (t k) p -> b n t k p", k=heads) + offset[..., None]
-        # The tokens are a leading axis, so that the softmax over them runs along the positions and vectorises.
-        weights = rearrange(jax.nn.softmax(scores, axis=2), "b n t k p -> b n (t k) p")
+        weights = rearrange(softmax_of_tokens(scores), "b n t k p -> b n (t k) p")
         out_kernel, out_bias = self.out(self.width)
         out_kernel = rearrange(out_kernel, "(k d) c -> k d c", k=heads)
         answers = exact("bntkd,kdc->bntkc", self.project(values, self.v), out_kernel)

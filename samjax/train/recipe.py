@@ -124,8 +124,8 @@ VIT_B = replace(VIT_L, lr=8e-4, layer_decay=0.6, drop_path=0.6)
 # The model that made SA-1B: points and masks only, four points, a third layer in the decoder, trained for longer.
 MASK_GENERATION = replace(VIT_H, steps=177_656, drops=(118_437, 171_075), jitter=(0.1, 2.0), boxes=0.0, points=4,
                           decoder_depth=3)
-# Not the paper's: for a trained model and few pictures. Three rounds, since it knows how to be corrected already.
-FINETUNE = Recipe(batch=4, objects=4, points=3, refinements=0, steps=1000, lr=3e-4, warmup=20, schedule="constant",
+# Not the paper's: for a trained model and few pictures. Two rounds, since it knows how to be corrected already.
+FINETUNE = Recipe(batch=4, objects=4, points=2, refinements=0, steps=1000, lr=3e-4, warmup=20, schedule="constant",
                   drops=(), weight_decay=0.01, layer_decay=0.8, clip=1.0, drop_path=0.0, dropout=0.0, train="decoder",
                   iou_of="all", single_first=True)
 PRESETS = {"vit_h": VIT_H, "vit_l": VIT_L, "vit_b": VIT_B, "mask_generation": MASK_GENERATION, "finetune": FINETUNE}

@@ -5,6 +5,7 @@ Nothing is differentiated from one round to the next: points are drawn, and the 
 spot and added up: memory does not grow with the rounds, and nothing is computed twice, as rematerialising would.
 """
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -12,7 +13,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from samjax.config import SamConfig
-from samjax.model.sam import Prompts, decode_masks
+from samjax.model.sam import Masks, Prompts, decode_masks
 from samjax.train import lora
 from samjax.train.losses import Terms, judge, most_confident
 from samjax.train.optim import unite
@@ -94,9 +95,8 @@ def _play(config, recipe, wanted, frozen, features, objects: Objects, scale) -> 
 
         def loss(wanted):
             params = lora.join(unite(frozen, wanted["params"]))
-            predict = lambda features, *args: _predict(config, recipe, params, features, i, *args)
-            predict = jax.vmap(jax.vmap(predict, in_axes=(None, 0, None, 0, 0)))
-            terms, logits = predict(wanted.get("features", features), objects.masks, inside, turn, keys[..., 1])
+            masks = _answer(config, params, wanted.get("features", features), turn, i > 0, keys[..., 1])
+            terms, logits = per_object(partial(_judge, recipe, i))(objects.masks, inside, objects.size, masks)
             sums = jax.tree.map(lambda x: jnp.where(objects.valid, x, 0.0).sum(), terms)
             return sums.loss * scale, (sums, logits)
 
@@ -107,17 +107,29 @@ def _play(config, recipe, wanted, frozen, features, objects: Objects, scale) -> 
     return gradients, sums
 
 
-def _predict(config: SamConfig, recipe: Recipe, params: dict, features: Array, i: Array, mask: Array, inside: Array,
-             turn: Turn, key: Array) -> tuple[Terms, Array]:
-    """One object's answer in round i, its worth, and the logits to be fed back.
+def _answer(config: SamConfig, params: dict, features: Array, turn: Turn, again: Array, keys: Array) -> Masks:
+    """The decoder's masks for all objects; again: whether the logits of the round before are fed back.
+
+    With dropout each object draws by a key of its own, whatever is beside it.
+    """
+    def decode(features, turn, key):
+        prompts = Prompts(*turn, jnp.broadcast_to(again, turn.labels.shape[:2]))
+        with lora.active():
+            return decode_masks(config, params, features, prompts, key=key)
+
+    if not config.decoder.dropout:
+        return decode(features, turn, None)
+    alone = lambda features, turn, key: jax.tree.map(
+        lambda x: x[0, 0], decode(features[None], jax.tree.map(lambda x: x[None, None], turn), key))
+    return jax.vmap(jax.vmap(alone, in_axes=(None, 0, 0)))(features, turn, keys)
+
+
+def _judge(recipe: Recipe, i: Array, mask: Array, inside: Array, size: Array, masks: Masks) -> tuple[Terms, Array]:
+    """What one object's answer in round i is worth, and the logits to be fed back.
 
     A first prompt is answered with three masks, whatever it is; once there is a mask fed back, with the single one.
     """
-    prompts = Prompts(*jax.tree.map(lambda x: x[None, None], (turn.points, turn.labels, turn.logits)),
-                      jnp.broadcast_to(i > 0, (1, 1)))
-    with lora.active():
-        masks = decode_masks(config, params, features[None], prompts, key=key if config.decoder.dropout else None)
-    logits, iou = masks.logits[0, 0], masks.iou[0, 0]
+    logits, iou = masks
     allowed = (jnp.arange(iou.shape[0]) == 0) != (i == 0)
     enlarged = enlarge(logits, mask.shape)
     terms = judge(recipe, enlarged, iou, mask, inside, allowed)

@@ -14,6 +14,7 @@ from golden_files import relative_error
 from convert.model import nest
 from convert.table import KINDS, rows
 from samjax.config import VIT_H
+from samjax.model.mask_decoder import softmax_of_tokens
 from samjax.model.sam import Prompts, decode_masks
 
 
@@ -131,3 +132,16 @@ def test_bfloat16_is_close(params):
     rough = jax.jit(partial(decode_masks, replace(CONFIG, dtype="bfloat16")))(params, features, prompts)
     assert rough.logits.dtype == rough.iou.dtype == jnp.float32
     assert 1e-6 < relative_error(rough.logits, exact.logits) <= 5e-2
+
+
+def test_softmax_of_tokens_equals_jax_in_value_gradient_and_second_derivative():
+    random = np.random.default_rng(0)
+    scores = jnp.asarray(random.normal(size=(2, 3, 5, 2, 7)) * 9, jnp.float32).at[:, 1, 4].set(-jnp.inf)  # an empty slot
+    weights = jnp.asarray(random.normal(size=scores.shape), jnp.float32)
+    plain = lambda x: jax.nn.softmax(x, axis=2)
+    finite = lambda f: lambda x: (f(jnp.where(jnp.isfinite(scores), x, -jnp.inf)) * weights).sum()
+    at = jnp.where(jnp.isfinite(scores), scores, 0.0)
+    np.testing.assert_allclose(softmax_of_tokens(scores), plain(scores), atol=1e-6)
+    np.testing.assert_allclose(jax.grad(finite(softmax_of_tokens))(at), jax.grad(finite(plain))(at), atol=1e-6)
+    hessian_times = lambda f: jax.jvp(jax.grad(finite(f)), (at,), (weights,))[1]
+    np.testing.assert_allclose(hessian_times(softmax_of_tokens), hessian_times(plain), atol=1e-5)
