@@ -136,7 +136,8 @@ def test_bfloat16_is_close(params):
 
 def test_softmax_of_tokens_equals_jax_in_value_gradient_and_second_derivative():
     random = np.random.default_rng(0)
-    scores = jnp.asarray(random.normal(size=(2, 3, 5, 2, 7)) * 9, jnp.float32).at[:, 1, 4].set(-jnp.inf)  # an empty slot
+    scores = jnp.asarray(random.normal(size=(2, 3, 5, 2, 7)) * 9, jnp.float32)
+    scores = scores.at[:, 1, 4].set(-jnp.inf)  # an empty slot
     weights = jnp.asarray(random.normal(size=scores.shape), jnp.float32)
     plain = lambda x: jax.nn.softmax(x, axis=2)
     finite = lambda f: lambda x: (f(jnp.where(jnp.isfinite(scores), x, -jnp.inf)) * weights).sum()
