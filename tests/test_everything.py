@@ -271,7 +271,6 @@ def model_of(segment):
 
 
 def do(task, restart=False, segment=records_of):
-    job.check(task, restart)
     return list(job.run(task, model_of(segment), restart))
 
 
