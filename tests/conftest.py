@@ -29,12 +29,13 @@ jax.config.update("jax_compilation_cache_dir", os.environ["SAMJAX_TEST_PROGRAMS"
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 QUICK = "JAX_DISABLE_MOST_OPTIMIZATIONS"
+QUICK_FLAGS = "--xla_cpu_use_fusion_emitters=false"  # the same for the processes that tests start
 _options = compiler.get_compile_options
 
 
 def _quick_options(*args, env_options_overrides=None, **settings):
-    """The compiler's options; under QUICK without its newer code generator for fusions, which is two thirds of the time
-    that a training step compiles for. Programs of whole models are made as users have them."""
+    """Under QUICK without XLA's newer code generator for fusions: it takes two thirds of the time that a training step
+    compiles for, and half of the memory. Programs of whole models are made as users have them."""
     if QUICK in os.environ:
         env_options_overrides = {"xla_cpu_use_fusion_emitters": False, **(env_options_overrides or {})}
     return _options(*args, env_options_overrides=env_options_overrides, **settings)
@@ -91,6 +92,15 @@ def config():
 
 
 REAL, WHOLE = {"mobile_sam", "mobile_sam_path", "lite_medsam", "reference"}, ("weights", "torch", "whole")
+
+
+def pytest_collection_modifyitems(items):
+    """Files with long tests first: of two processes that share the files, none is left alone with one at the end."""
+    def long(item):
+        return REAL & set(getattr(item, "fixturenames", ())) or any(map(item.get_closest_marker, ("slow", *WHOLE)))
+
+    first = {item.path for item in items if long(item)}
+    items.sort(key=lambda item: item.path not in first)
 
 
 @pytest.fixture(autouse=True)
