@@ -137,6 +137,7 @@ def check(job: Job, restart: bool = False) -> None:
     try:
         manifest = json.loads(job.manifest.read_text())
         then = {"format": manifest["format"], **manifest["made_with"]}
+        empty = manifest["complete"] and not manifest["images"]
     except FileNotFoundError:
         others = _others(job)
         if others is not None and job.manifest.exists():  # the job has begun meanwhile, in another process
@@ -147,7 +148,7 @@ def check(job: Job, restart: bool = False) -> None:
     except (OSError, ValueError, KeyError, TypeError):
         raise InputError(f"{job.manifest} is not of samjax everything: choose another --out") from None
     changes = differences(then, {"format": job.format, **job.made_with})
-    if changes and not restart:
+    if changes and not (restart or empty):
         raise InputError(f"{job.out} holds masks that were made otherwise ({changes}): choose another --out, or give "
                          "--restart to replace them")
 
