@@ -9,12 +9,12 @@ from pathlib import Path
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Small models' programs run for milliseconds: to compile them well would take most of the time of the tests.
-os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # see QUICK
+os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # see quick_programs.py
 
 import jax
 import numpy as np
 import pytest
-from jax._src import compiler
+from quick_programs import QUICK
 
 from samjax.config import Decoder, SamConfig, TinyViT, ViT
 
@@ -27,21 +27,6 @@ if "SAMJAX_TEST_PROGRAMS" not in os.environ:  # the workers of pytest-xdist shar
     os.environ["SAMJAX_TEST_PROGRAMS"] = _programs.name
 jax.config.update("jax_compilation_cache_dir", os.environ["SAMJAX_TEST_PROGRAMS"])  # what is compiled twice in a run
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
-
-QUICK = "JAX_DISABLE_MOST_OPTIMIZATIONS"
-QUICK_FLAGS = "--xla_cpu_use_fusion_emitters=false"  # the same for the processes that tests start
-_options = compiler.get_compile_options
-
-
-def _quick_options(*args, env_options_overrides=None, **settings):
-    """Under QUICK without XLA's newer code generator for fusions: it takes two thirds of the time that a training step
-    compiles for, and half of the memory. Programs of whole models are made as users have them."""
-    if QUICK in os.environ:
-        env_options_overrides = {"xla_cpu_use_fusion_emitters": False, **(env_options_overrides or {})}
-    return _options(*args, env_options_overrides=env_options_overrides, **settings)
-
-
-compiler.get_compile_options = _quick_options
 
 SMALL_DECODER = Decoder(mlp=64)
 SMALL_VIT = SamConfig("custom", ViT(width=32, depth=4, heads=2, global_blocks=(1, 3), window=5), SMALL_DECODER,

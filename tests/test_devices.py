@@ -6,7 +6,6 @@ import subprocess
 import sys
 
 import pytest
-from conftest import QUICK_FLAGS
 from test_everything import LOOSE, MODEL, ROOT, model, picture, read, tree  # noqa: F401 (model is a fixture)
 
 SIZES = [(60, 40), (40, 60), (90, 30), (31, 31), (64, 64), (120, 50), (20, 80)]
@@ -24,7 +23,7 @@ def work(model, tmp_path_factory):  # noqa: F811
 
 def start(work, devices, *args):
     environment = os.environ | {"PYTHONPATH": str(ROOT), "SAMJAX_CACHE": str(work / "cache"), "JAX_PLATFORMS": "cpu",
-                                "XLA_FLAGS": f"{QUICK_FLAGS} --xla_force_host_platform_device_count={devices}"}
+                                "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
     return subprocess.Popen([sys.executable, "-m", "samjax", *args, *MODEL], cwd=work, env=environment, text=True,
                             stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 

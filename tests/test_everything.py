@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import QUICK_FLAGS, SMALL_VIT, random_params
+from conftest import SMALL_VIT, random_params
 from PIL import Image
 
 import convert
@@ -499,7 +499,7 @@ def test_a_full_disk_ends_the_job_and_it_can_go_on(work, monkeypatch):
 
 
 def process(*args, cwd, cache):
-    environment = os.environ | {"XLA_FLAGS": QUICK_FLAGS, "PYTHONPATH": str(ROOT), "SAMJAX_CACHE": str(cache)}
+    environment = os.environ | {"XLA_FLAGS": "", "PYTHONPATH": str(ROOT), "SAMJAX_CACHE": str(cache)}
     return subprocess.Popen([sys.executable, "-m", "samjax", "everything", *args, *MODEL, *LOOSE], cwd=cwd,
                             env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import toy
-from conftest import QUICK_FLAGS, SMALL_VIT, random_params
+from conftest import SMALL_VIT, random_params
 
 from samjax import parallel, sharding
 from samjax.config import LITE_MEDSAM, VIT_B, VIT_H, VIT_L, VIT_T, TinyViT, ViT
@@ -103,7 +103,7 @@ def test_two_processes_of_two_devices(alone):
     with socket.socket() as free:
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"
-    environment = os.environ | {"XLA_FLAGS": f"{QUICK_FLAGS} --xla_force_host_platform_device_count=2",
+    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2",
                                 "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
     both = [subprocess.Popen([sys.executable, ROOT / "tests/toy.py", address, str(i)], env=environment, text=True,
                              stdout=subprocess.PIPE, stderr=subprocess.PIPE) for i in range(2)]
