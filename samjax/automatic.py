@@ -72,7 +72,7 @@ class Drawn(NamedTuple):
 def everything(sam: Sam, image, settings: Settings | None = None) -> list[dict]:
     """Masks of everything in a picture: see `Sam.everything`."""
     pictures = [Picture(read_image(image, sam.config.in_channels))]
-    found = next(each(sam, pictures, settings, one_device() if on_host() else None))
+    found = next(each(sam, pictures, settings, one_device() if on_host() else None, alone=True))
     if isinstance(found, Exception):
         raise found
     return found
@@ -85,19 +85,23 @@ def read(config: SamConfig, path) -> Picture:
 
 
 def each(sam: Sam, pictures: Iterable[Picture], settings: Settings | None = None,
-         devices: Sequence | None = None) -> Iterator[list[dict] | Exception]:
+         devices: Sequence | None = None, alone: bool = False) -> Iterator[list[dict] | Exception]:
     """The records of each picture, in order, worked on by all devices of this process (or those given).
+
+    alone: a device encodes one picture at a time. Otherwise an accelerator encodes several, always as many, so that a
+    picture's records do not depend on how many others there are; they may differ in last digits from those of one that
+    is alone.
 
     Yields an exception in place of the records of a picture that failed; the others go on without it. Pictures are
     taken as they are needed: as many as are worked on at once, and those before them until they are finished.
     """
     settings, pictures = settings or Settings(), iter(pictures)
     lockstep = Lockstep(sam, devices)
-    size = lockstep.devices if settings.crop_n_layers else lockstep.capacity
+    most = 1 if alone else lockstep.devices if settings.crop_n_layers else lockstep.capacity
     with ThreadPoolExecutor(THREADS) as threads:
         finishing = []
-        while group := list(itertools.islice(pictures, size)):
-            found = _tried(lockstep, group, settings, threads)
+        while group := list(itertools.islice(pictures, most)):
+            found = _tried(lockstep, group, settings, threads, most)
             finish = partial(threads.submit, _finish, sam.config, settings)
             begun = [one if isinstance(one, Exception) else finish(one, picture.hw)
                      for one, picture in zip(found, group)]
@@ -112,18 +116,25 @@ def _result(finishing: Future | Exception) -> list[dict] | Exception:
     return finishing.exception() or finishing.result()
 
 
-def _tried(lockstep: Lockstep, group: list[Picture], settings: Settings, threads) -> list:
-    """The candidates of each picture; where they fail together, each is tried alone and only its own failure counts."""
+def _tried(lockstep: Lockstep, group: list[Picture], settings: Settings, threads, most: int) -> list:
+    """The candidates of each picture; where they fail together, each is tried alone and only its own failure counts.
+
+    What fails alone in the batches of `most` pictures is tried once more in those of one, which take the least memory.
+    """
     try:
-        return _candidates(lockstep, group, settings, threads)
+        return _candidates(lockstep, group, settings, threads, most)
     except Exception as error:
-        if len(group) == 1:
-            return [error]
-        return [_tried(lockstep, [picture], settings, threads)[0] for picture in group]
+        if len(group) > 1:
+            return [_tried(lockstep, [picture], settings, threads, most)[0] for picture in group]
+        return _tried(lockstep, group, settings, threads, 1) if most > lockstep.devices else [error]
 
 
-def _candidates(lockstep: Lockstep, group: list[Picture], settings: Settings, threads) -> list[list[Candidate]]:
-    """For each picture what is left of all its crops, each with suppression among its own masks."""
+def _candidates(lockstep: Lockstep, group: list[Picture], settings: Settings, threads,
+                most: int) -> list[list[Candidate]]:
+    """For each picture what is left of all its crops, each with suppression among its own masks.
+
+    most: how many pictures a group has if there are enough; batches are cut for as many.
+    """
     crops = [Crop(i, *crop) for i, picture in enumerate(group)
              for crop in crop_boxes(picture.hw, settings.crop_n_layers, settings.crop_overlap_ratio)]
     found = [[] for _ in group]
@@ -132,7 +143,8 @@ def _candidates(lockstep: Lockstep, group: list[Picture], settings: Settings, th
         grid = settings.grid(layer)
         chunks = [{} for _ in here]
         items = [partial(_item, lockstep.config, group[crop.picture], crop.box, grid) for crop in here]
-        for each_round in lockstep.run(items, settings.points_per_batch, threads):
+        together = -(-most * 4**layer // lockstep.devices)  # whatever the number of pictures in this group
+        for each_round in lockstep.run(items, settings.points_per_batch, threads, together):
             for unit, kept in zip(each_round.units, _kept(lockstep, each_round, here, grid, group, settings)):
                 if unit is not None:
                     chunks[unit.item][unit.start] = kept

@@ -8,10 +8,8 @@ the shard's JSON points at.
 
 import hashlib
 import itertools
-import json
 import os
 import shutil
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache, partial
@@ -24,8 +22,8 @@ from samjax.embeddings import DTYPES
 from samjax.errors import InputError
 from samjax.inputs import Source, find_sources
 from samjax.outputs import check_folder
-from samjax.reading import Mark, Reading, read_ahead, unchanged
-from samjax.work import Work, working
+from samjax.reading import Mark, reason_of, unchanged, worked_on
+from samjax.work import Work, differences, read_json, short_hash, working
 
 
 @dataclass(frozen=True)
@@ -46,7 +44,7 @@ class Bulk:
 
     @cached_property
     def key(self) -> str:
-        return hashlib.sha256(json.dumps(self.made_with, sort_keys=True).encode()).hexdigest()[:16]
+        return short_hash(self.made_with)
 
     @property
     def index(self) -> Path:
@@ -102,7 +100,6 @@ def embed(model, paths, out, *, dtype: str = "float32", store: str = "float16", 
     check_folder(out)
     about, open_encoder = _model(model, dtype, store)
     bulk = Bulk(sources, Path(out), about, store, shard, process, processes)
-    check(bulk, restart)
     failures, before, images = {}, 0, 0
     for name, reason, earlier in run(bulk, open_encoder, restart):
         images, before = images + (reason is None), before + earlier
@@ -111,31 +108,35 @@ def embed(model, paths, out, *, dtype: str = "float32", store: str = "float16", 
         if progress is not None:
             progress(name, reason)
     return {"images": images, "failures": failures, "skipped": skipped, "done_before": before,
-            "complete": bool(_read(bulk.index).get("complete"))}
+            "complete": bool(read_json(bulk.index).get("complete"))}
 
 
 def check(bulk: Bulk, restart: bool = False) -> None:
     """Raises InputError if the folder belongs to something else, or (unless `restart`) was filled otherwise."""
     if not bulk.index.exists():
-        for shard in range(bulk.shards):
-            for path in bulk.files(shard):
-                if path.exists():
-                    raise InputError(f"{path} exists and was not written by samjax embed: choose another --out")
-        return
-    then = _read(bulk.index).get("made_with")
+        files = (path for shard in range(bulk.shards) for path in bulk.files(shard))
+        others = next((path for path in files if path.exists()), None)
+        if others is None:
+            return
+        if not bulk.index.exists():  # otherwise the job has begun meanwhile, in another process
+            raise InputError(f"{others} exists and was not written by samjax embed: choose another --out")
+    then = read_json(bulk.index).get("made_with")
     if not isinstance(then, dict):
         raise InputError(f"{bulk.index} is not of samjax embed: choose another --out")
-    changes = [f"{name} was {str(then.get(name))[:12]}, now {str(now)[:12]}"
-               for name, now in bulk.made_with.items() if then.get(name) != now]
+    changes = differences(then, bulk.made_with)
     if changes and not restart:
-        raise InputError(f"{bulk.out} holds embeddings that were made otherwise ({'; '.join(changes)}): choose another "
-                         "--out, or give --restart to replace them")
+        raise InputError(f"{bulk.out} holds embeddings that were made otherwise ({changes}): choose another --out, or "
+                         "give --restart to replace them")
 
 
 def run(bulk: Bulk, open_encoder: Callable[[], Encoder], restart: bool = False) -> Iterator[tuple]:
-    """Does what is not done of this process's shards; yields (name, reason of failure or None, done before)."""
-    with working(bulk.out, bulk.process, bulk.processes) as work:
+    """Does what is not done of this process's shards; yields (name, reason of failure or None, done before).
+
+    Raises InputError: see `check`; or if files cannot be written.
+    """
+    with working(bulk.out, bulk.process, bulk.processes, bulk.key) as work:
         with work.turn():
+            check(bulk, restart)
             work.put_json(bulk.index, _index(bulk), indent=1)
         shards = range(bulk.process, bulk.shards, bulk.processes)
         kept = {shard: {} if restart else _kept(bulk, shard) for shard in shards}
@@ -151,7 +152,7 @@ def _shard(bulk: Bulk, work: Work, shard: int, kept: dict, results: Iterator) ->
     """Brings a shard up to date, with the next results for those of its sources that are not kept."""
     sources, (array, about) = bulk.of(shard), bulk.files(shard)
     yield from ((source.name, None, True) for source in sources if source.name in kept)
-    if len(kept) == len(sources) == _read(about).get("sources"):
+    if len(kept) == len(sources) == read_json(about).get("sources"):
         return
     entries, failures, rows, temporary = dict(kept), [], None, work.folder / "rows.npy"
     for row, source in enumerate(sources):
@@ -160,7 +161,7 @@ def _shard(bulk: Bulk, work: Work, shard: int, kept: dict, results: Iterator) ->
         entry, found = next(results)
         failed = isinstance(found, Exception)
         if failed:
-            failures.append({"file": source.name, "reason": _reason(source, found)})
+            failures.append({"file": source.name, "reason": reason_of(source, found)})
             found = _stale(array, row) if kept else None
         if found is not None:
             if rows is None:
@@ -205,7 +206,7 @@ def _rows(bulk: Bulk, path: Path, shape: tuple, dtype, old: Path | None) -> np.n
 def _kept(bulk: Bulk, shard: int) -> dict[str, dict]:
     """The entries of a shard that an earlier run made of the same pictures in the same rows, by name."""
     array, about = bulk.files(shard)
-    found = _read(about)
+    found = read_json(about)
     if found.get("key") != bulk.key or not array.is_file():
         return {}
     entries = {entry["name"]: entry for entry in found["images"]}
@@ -217,12 +218,12 @@ def _kept(bulk: Bulk, shard: int) -> dict[str, dict]:
 
 def _end(bulk: Bulk, work: Work) -> None:
     """If all shards are there, says so in the index, and removes those of a longer list."""
-    shards = [_read(bulk.files(shard)[1]) for shard in range(bulk.shards)]
+    shards = [read_json(bulk.files(shard)[1]) for shard in range(bulk.shards)]
     if any(found.get("key") != bulk.key or found.get("sources") != len(bulk.of(i)) for i, found in enumerate(shards)):
         return
     for about in sorted(bulk.out.glob("shard-?????.json")):
         number = about.stem.removeprefix("shard-")
-        if number.isdigit() and int(number) >= bulk.shards and {"key", "sources", "images"} <= _read(about).keys():
+        if number.isdigit() and int(number) >= bulk.shards and {"key", "sources", "images"} <= read_json(about).keys():
             for path in bulk.files(int(number)):
                 path.unlink(missing_ok=True)
     first = next((i for i, found in enumerate(shards) if found["images"]), None)
@@ -242,35 +243,12 @@ def _results(sources: list[Source], open_encoder) -> Iterator[tuple[dict, np.nda
     if not sources:
         return
     encoder = open_encoder()
-    taken: deque[Reading] = deque()
-
-    def readable():
-        for reading in read_ahead(sources, encoder.read, encoder.ahead):
-            taken.append(reading)
-            if reading.error is None:
-                yield reading.picture
-
-    for features in itertools.chain(encoder.each(readable()), [None]):
-        while taken and taken[0].error is not None:
-            yield {}, taken.popleft().error
-        if features is not None:
-            reading = taken.popleft()
+    for reading, features in worked_on(sources, encoder.read, encoder.each, encoder.ahead):
+        if reading.error is not None:
+            yield {}, reading.error
+        else:
             hw = reading.picture.pixels.shape[:2]
             yield {"size": list(encoder.size(hw)), "image_size": list(hw), **reading.mark._asdict()}, features
-
-
-def _reason(source: Source, error: Exception) -> str:
-    if isinstance(error, InputError):
-        return str(error).removeprefix(source.path).lstrip(": ")
-    return " ".join(f"{type(error).__name__}: {error}".split())
-
-
-def _read(path: Path) -> dict:
-    try:
-        found = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def _model(model, dtype: str, store: str) -> tuple[dict, Callable[[], Encoder]]:

@@ -35,7 +35,9 @@ def main(argv: list[str] | None = None) -> int:
     debug = os.environ.get("SAMJAX_DEBUG", "") not in ("", "0")
     try:
         with contextlib.nullcontext() if debug else _silence(), _terminable(), contextlib.suppress(_Done):
-            args = parser().parse_args(_join_negative(sys.argv[1:] if argv is None else list(argv)))
+            args, unknown = parser().parse_known_args(_join_negative(sys.argv[1:] if argv is None else list(argv)))
+            if unknown:
+                raise InputError(f"unrecognized arguments: {' '.join(unknown)} (see samjax {args.command} --help)")
             return args.run(args) or 0
         return 0
     except InputError as error:

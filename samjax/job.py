@@ -11,9 +11,9 @@ manifest-00000-of-00002.json of its share; whichever ends last makes the whole j
 
 import contextlib
 import hashlib
+import itertools
 import json
 import os
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -28,10 +28,10 @@ from samjax.draw import save_png
 from samjax.errors import InputError
 from samjax.inputs import Source
 from samjax.kept import Kept
-from samjax.reading import Mark, Reading, read_ahead, unchanged
+from samjax.reading import Mark, Reading, reason_of, unchanged, worked_on
 from samjax.settings import Settings, to_dict
 from samjax.tiles import Tiling
-from samjax.work import Work, working
+from samjax.work import Work, differences, read_json, short_hash, working
 
 FORMATS = ("sa1b", "coco")
 
@@ -90,7 +90,7 @@ class Job:
     @cached_property
     def key(self) -> str:
         """A short hash of `made_with`, which each JSON carries."""
-        return hashlib.sha256(json.dumps(self.made_with, sort_keys=True).encode()).hexdigest()[:16]
+        return short_hash(self.made_with)
 
     @property
     def manifest(self) -> Path:
@@ -137,30 +137,34 @@ def check(job: Job, restart: bool = False) -> None:
     try:
         manifest = json.loads(job.manifest.read_text())
         then = {"format": manifest["format"], **manifest["made_with"]}
+        empty = manifest["complete"] and not manifest["images"]
     except FileNotFoundError:
-        _check_untouched(job)
+        others = _others(job)
+        if others is not None and job.manifest.exists():  # the job has begun meanwhile, in another process
+            check(job, restart)
+        elif others is not None:
+            raise InputError(f"{others} exists and was not written by such a job: choose another --out") from None
         return
     except (OSError, ValueError, KeyError, TypeError):
         raise InputError(f"{job.manifest} is not of samjax everything: choose another --out") from None
-    now = {"format": job.format, **job.made_with}
-    changes = [f"{name} was {str(then.get(name))[:12]}, now {str(now.get(name))[:12]}"
-               for name in now | then if then.get(name) != now.get(name)]
-    if changes and not restart:
-        raise InputError(f"{job.out} holds masks that were made otherwise ({'; '.join(changes)}): choose another "
-                         "--out, or give --restart to replace them")
+    changes = differences(then, {"format": job.format, **job.made_with})
+    if changes and not (restart or empty):
+        raise InputError(f"{job.out} holds masks that were made otherwise ({changes}): choose another --out, or give "
+                         "--restart to replace them")
 
 
 def run(job: Job, open_model: Callable[[], Model], restart: bool = False) -> Iterator[Outcome]:
     """Does what is not done yet of this process's share (with `restart` all of it); yields an Outcome for each picture.
 
     open_model is called only if something is left to do. What fails for a picture is its outcome; InputError is raised
-    if files cannot be written, and the job can be run again when that is mended.
+    by `check`, and if files cannot be written: the job can be run again when that is mended.
     """
     share = job.share(job.process)
     done: dict[Source, int] = {}
     failures = {}
-    with working(job.out, job.process, job.processes) as work:
+    with working(job.out, job.process, job.processes, f"{job.format} {job.key}") as work:
         with work.turn():
+            check(job, restart)
             before = _begin(job, work)
         for source, masks in zip(share, [None] * len(share) if restart else _finished(job, share)):
             if restart or masks is not None:
@@ -200,18 +204,18 @@ def _check_inputs(job: Job) -> None:
                                  "choose another --out")
 
 
-def _check_untouched(job: Job) -> None:
-    files = [path for source in job.sources for path in (job.json_of(source), *job.pictures_of(source).values())]
-    for path in [*files, *([job.instances] if job.format == "coco" else [])]:
-        if path.exists():
-            raise InputError(f"{path} exists and was not written by such a job: choose another --out")
+def _others(job: Job) -> Path | None:
+    """A file that is where the job would write one."""
+    files = (path for source in job.sources for path in (job.json_of(source), *job.pictures_of(source).values()))
+    every = itertools.chain(files, [job.instances] if job.format == "coco" else [])
+    return next((path for path in every if path.exists()), None)
 
 
 def _begin(job: Job, work: Work) -> dict[str, str]:
     """Says that the folder is this job's and not complete. Returns the failures that it told of, if it was."""
-    before = _read(job.manifest)
+    before = read_json(job.manifest)
     for left in job.out.glob("manifest-*-of-*.json"):
-        ours = {"key", "complete"} <= _read(left).keys()
+        ours = {"key", "complete"} <= read_json(left).keys()
         if ours and (job.processes == 1 or not left.name.endswith(f"-of-{job.processes:05d}.json")):
             left.unlink()
     work.put_json(job.manifest, _manifest(job), indent=1)
@@ -246,7 +250,7 @@ def _share_of(job: Job, process: int, before: dict[str, str]) -> dict | None:
 
     Its manifest is gone if the job was complete once and this process has been run again: then what is on disk counts.
     """
-    share, found = job.share(process), _read(job.shard(process))
+    share, found = job.share(process), read_json(job.shard(process))
     if found:
         done = found.get("complete") and found["key"] == job.key
         return found if done and found["images"] + len(found["failures"]) == len(share) else None
@@ -257,14 +261,6 @@ def _share_of(job: Job, process: int, before: dict[str, str]) -> dict | None:
 
 def _counts(images: int, masks: int, failures) -> dict:
     return {"images": images, "masks": masks, "failures": failures}
-
-
-def _read(path: Path) -> dict:
-    try:
-        found = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def _manifest(job: Job) -> dict:
@@ -293,24 +289,9 @@ def _found(job: Job, source: Source) -> tuple[int, Mark] | None:
 def _work(job: Job, work: Work, sources: list[Source], open_model) -> Iterator[tuple[Source, Outcome]]:
     """What becomes of each source, in order. Pictures are read ahead; those that cannot be read pass by the model."""
     model = open_model()
-    taken: deque[Reading] = deque()
-
-    def readable():
-        for reading in read_ahead(sources, model.read, model.ahead):
-            taken.append(reading)
-            if reading.error is None:
-                yield reading.picture
-
-    def unreadable():
-        while taken and taken[0].error is not None:
-            reading = taken.popleft()
-            yield reading.source, _failed(job, reading.source, reading.error)
-
-    for found in model.each(readable()):
-        yield from unreadable()
-        reading = taken.popleft()
-        yield reading.source, _write(job, work, reading, found, model.draw)
-    yield from unreadable()
+    for reading, found in worked_on(sources, model.read, model.each, model.ahead):
+        yield reading.source, (_write(job, work, reading, found, model.draw) if reading.error is None else
+                               _failed(job, reading.source, reading.error))
 
 
 def _write(job: Job, work: Work, reading: Reading, found: list[dict] | Exception, draw) -> Outcome:
@@ -337,14 +318,12 @@ def _failed(job: Job, source: Source, error: Exception) -> Outcome:
     _forget(job, source)
     for path in (job.json_of(source), *job.pictures_of(source).values()):
         path.unlink(missing_ok=True)
-    if isinstance(error, InputError):
-        return Outcome(source.name, None, str(error).removeprefix(source.path).lstrip(": "))
-    return Outcome(source.name, None, " ".join(f"{type(error).__name__}: {error}".split()))
+    return Outcome(source.name, None, reason_of(source, error))
 
 
 def _forget(job: Job, source: Source) -> None:
     """Removes what an earlier run drew and this one will not: it would be taken for drawn of the new masks."""
-    if "job" in _read(job.json_of(source)).get("info", {}):
+    if "job" in read_json(job.json_of(source)).get("info", {}):
         for path in job.pictures_of(source, wanted=False).values():
             path.unlink(missing_ok=True)
 

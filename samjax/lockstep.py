@@ -1,8 +1,8 @@
 """Encoding crops and decoding grids of points on all devices of this process, every device doing the same at a time.
 
 An item is a crop, brought to the encoder's frame. Items are dealt to the devices; where there are fewer items than
-devices, several devices hold the same one and share its points. In each round every device decodes one chunk of points
-of one of its items. The program that a device runs does not depend on how many there are.
+places, several places hold the same one and share its points. In each round every device decodes one chunk of points
+of one of its items. The program that a device runs depends neither on how many devices nor on how many items there are.
 """
 
 from collections import deque
@@ -61,18 +61,19 @@ class Lockstep:
         """How many items are encoded at once when there are many."""
         return self.devices * _batch_size()
 
-    def run(self, items: Sequence[Callable[[], Item]], batch: int, threads) -> Iterator[Round]:
+    def run(self, items: Sequence[Callable[[], Item]], batch: int, threads, share: int = 1) -> Iterator[Round]:
         """Encodes items, each made by a call in threads, and yields the rounds of decoding; the next is under way then.
 
         batch: the most points in a chunk. All chunks are of one size; the last one is filled up with its last point.
+        share: the most items that a device encodes at once; it encodes as many always, filled up with the same again
+            (`batch_of` them), because the last digits of an item's features depend on how many there are.
         """
-        return _behind(self._rounds(items, batch, threads), 1 if on_host() else 2)
+        return _behind(self._rounds(items, batch, threads, batch_of(share)), 1 if on_host() else 2)
 
-    def _rounds(self, items, batch: int, threads) -> Iterator[Round]:
-        for first in range(0, len(items), self.capacity):
-            part = list(threads.map(lambda make: make(), items[first : first + self.capacity]))
+    def _rounds(self, items, batch: int, threads, share: int) -> Iterator[Round]:
+        for first in range(0, len(items), self.devices * share):
+            part = list(threads.map(lambda make: make(), items[first : first + self.devices * share]))
             n, points = len(part), len(part[0].points)
-            share = 1 if n <= self.devices else _batch_size()  # items on a device
             held = [slot % n for slot in range(self.devices * share)]
             features = self.encode([part[i] for i in held])
             chunk = -(-points // -(-points // batch))
@@ -128,6 +129,11 @@ class Lockstep:
         return found
 
 
+def batch_of(items: int) -> int:
+    """How many a device encodes at once, of so many that belong together."""
+    return min(items, _batch_size())
+
+
 def on_host() -> bool:
     """Where logits are measured: NumPy is quicker than XLA on a CPU."""
     return jax.default_backend() == "cpu"
@@ -150,6 +156,7 @@ def _deal(held: Sequence[int], n: int, share: int, starts: Sequence[int]) -> lis
     queues = [[] for _ in range(len(held) // share)]
     for item in range(n):
         slots = [slot for slot, there in enumerate(held) if there == item]
+        slots.sort(key=lambda slot: slot % share)  # one on each device first
         for i, start in enumerate(starts):
             slot = slots[i % len(slots)]
             queues[slot // share].append(_Slot(slot % share, item, start))

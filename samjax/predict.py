@@ -71,14 +71,16 @@ class Sam:
         """Encodes a picture, or a list of pictures of any sizes.
 
         image: a path, a PIL image, an array uint8 (h, w, 3) (see `samjax.image.read_image`), or a list of these. A
-            list is divided among all devices of this process.
+            list is divided among all devices of this process. An accelerator encodes eight of it at a time, of a short
+            list too, so that a picture's features do not depend on how many others there are.
         Raises InputError for what is no picture.
         """
-        images = list(image) if isinstance(image, (list, tuple)) else [image]
+        several = isinstance(image, (list, tuple))
+        images = list(image) if several else [image]
         if not images:
             raise InputError("no image: the list is empty")
-        spread = len(images) > 1 and jax.local_device_count() > 1
-        size = (_spread_size if spread else min)(_batch_size(), len(images))
+        spread = several and jax.local_device_count() > 1
+        size = (_batch_size() if several else 1) * (jax.local_device_count() if spread else 1)
         features, sizes = [], []
         for start in range(0, len(images), size):
             pixels, valid, originals = zip(*(self._prepare(i) for i in images[start : start + size]))
@@ -263,12 +265,6 @@ def _decode_some(config: SamConfig, params: dict, features: Array, prompts: Prom
 def spread_encoder(config: SamConfig, devices: tuple | None = None) -> MeshMap:
     """`encode_image` of (frames uint8 (b, H, W, c), sizes int32 (b, 2)), over this process's devices or those given."""
     return mesh_map(lambda params, batch: encode_image(config, params, normalise(config, *batch)), devices)
-
-
-def _spread_size(share: int, images: int) -> int:
-    """How many pictures all devices encode at once: a few each, or one where there are not more."""
-    devices = jax.local_device_count()
-    return devices * (share if images > devices else 1)
 
 
 def _batch_size() -> int:

@@ -2,11 +2,14 @@
 
 import contextlib
 import hashlib
+import itertools
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
+from samjax.errors import InputError
 from samjax.inputs import Source
 
 THREADS = 8
@@ -44,6 +47,34 @@ def unchanged(items: Sequence[tuple[Source, Mark | None]]) -> list[bool]:
 
     with ThreadPoolExecutor(THREADS) as threads:
         return list(threads.map(same, items))
+
+
+def reason_of(source: Source, error: Exception) -> str:
+    """Why there is nothing of a source, in one line that does not name it."""
+    if isinstance(error, InputError):
+        return str(error).removeprefix(source.path).lstrip(": ")
+    return " ".join(f"{type(error).__name__}: {error}".split())
+
+
+def worked_on(sources: Sequence[Source], read: Callable[[str], object],
+              each: Callable[[Iterable[object]], Iterator[object]], ahead: int) -> Iterator[tuple[Reading, object]]:
+    """Each source, in order, with what `each` makes of its picture: None where the reading has an error.
+
+    each: pictures, in order -> something for each. What cannot be read passes by it.
+    """
+    taken: deque[Reading] = deque()
+
+    def readable():
+        for reading in read_ahead(sources, read, ahead):
+            taken.append(reading)
+            if reading.error is None:
+                yield reading.picture
+
+    for end, found in itertools.chain(zip(itertools.repeat(False), each(readable())), [(True, None)]):
+        while taken and taken[0].error is not None:
+            yield taken.popleft(), None
+        if not end:
+            yield taken.popleft(), found
 
 
 def read_ahead(sources: Sequence[Source], read: Callable[[str], object], ahead: int) -> Iterator[Reading]:

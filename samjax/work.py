@@ -2,10 +2,13 @@
 processes. No JAX.
 
 While a job runs, out/.samjax holds its locks and unfinished files. It is gone when the last process has ended; what a
-killed one left there is removed by the next.
+killed one left there is removed by the next. Where files cannot be locked (Windows, some network file systems) nobody
+knows who is alive: nobody is refused, each process removes its own files only, and what a killed one left stays until
+a process of the same number ends.
 """
 
 import contextlib
+import hashlib
 import json
 import os
 import shutil
@@ -13,6 +16,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from samjax.errors import InputError
+
+ATTEMPTS = 1000  # to lock a file that others remove
 
 
 class Work:
@@ -39,27 +44,49 @@ class Work:
         self.put(path, lambda temporary: temporary.write_text(json.dumps(value, indent=indent) + "\n"))
 
     @contextlib.contextmanager
-    def turn(self) -> Iterator[None]:
-        """What only one of a job's processes may do at a time; the others wait."""
-        with _locked(self.root / "turn", wait=True):
-            yield
+    def turn(self) -> Iterator[bool]:
+        """What only one of a job's processes may do at a time; the others wait. Whether they do (see `_locked`)."""
+        with _locked(self.root / "turn", wait=True) as sure:
+            yield sure
+
+
+def read_json(path: Path) -> dict:
+    """What a JSON file holds; nothing if it is not there, damaged, or no dictionary."""
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def short_hash(made_with: dict) -> str:
+    """Of all that a job's files depend on."""
+    return hashlib.sha256(json.dumps(made_with, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def differences(then: dict, now: dict) -> str:
+    """What was made with other settings, in a few words; empty if nothing was."""
+    return "; ".join(f"{name} was {str(then.get(name))[:12]}, now {str(now.get(name))[:12]}"
+                     for name in now | then if then.get(name) != now.get(name))
 
 
 @contextlib.contextmanager
-def working(out: Path, process: int = 0, processes: int = 1) -> Iterator[Work]:
+def working(out: Path, process: int = 0, processes: int = 1, key: str = "") -> Iterator[Work]:
     """The right to write into `out` as one of several processes, or as the only one.
 
-    Raises InputError if another job is writing there, or another process that has this one's number.
+    key: tells the job from others. Raises InputError if another job is writing there, the same one divided otherwise,
+    or another process that has this one's number.
     """
-    work = Work(out, process, processes)
+    work, mine = Work(out, process, processes), False
     try:
         with contextlib.ExitStack() as stack:
             try:
-                work.root.mkdir(parents=True, exist_ok=True)
-                stack.enter_context(_locked(work.root / "lock", shared=processes > 1))
-                with work.turn():
-                    work.folder.mkdir(exist_ok=True)
+                with work.turn():  # a process that ends removes folders in its turn
+                    _admit(work, processes, key)
+                    work.folder.mkdir(parents=True, exist_ok=True)
                     stack.enter_context(_locked(work.folder / "lock"))
+                    (work.folder / "key").write_text(key)
+                    mine = True
             except BlockingIOError:
                 raise InputError(f"another process is writing to {out}: let it end, or choose another --out") from None
             except OSError as error:
@@ -68,46 +95,70 @@ def working(out: Path, process: int = 0, processes: int = 1) -> Iterator[Work]:
                 left.unlink(missing_ok=True)
             yield work
     finally:
-        _clean(work)
+        _clean(work, mine)
 
 
-def _clean(work: Work) -> None:
-    """Removes the folders of processes that are no more, and with the last one all of it."""
-    with contextlib.suppress(OSError), work.turn():
+def _admit(work: Work, processes: int, key: str) -> None:
+    """Raises BlockingIOError if a process is alive that does not share this one's job."""
+    for other in work.root.glob("process-*"):
+        together = processes > 1 and other.name.endswith(f"-of-{processes:05d}")
+        with contextlib.suppress(FileNotFoundError):
+            if other != work.folder and not (together and (other / "key").read_text() == key):
+                with _locked(other / "lock", create=False):
+                    pass
+
+
+def _clean(work: Work, mine: bool) -> None:
+    """Removes this process's folder and those of processes that are no more, and with the last one all of it."""
+    with contextlib.suppress(OSError), work.turn() as sure:
         for folder in work.root.glob("process-*"):
-            with contextlib.suppress(BlockingIOError, FileNotFoundError), _locked(folder / "lock", create=False):
-                shutil.rmtree(folder, ignore_errors=True)
-        if not any(work.root.glob("process-*")):
-            with _locked(work.root / "lock"):
-                shutil.rmtree(work.root, ignore_errors=True)
+            with contextlib.suppress(BlockingIOError):
+                gone = sure and not (folder / "lock").exists()  # killed before it had one
+                with contextlib.nullcontext(True) if gone else _locked(folder / "lock", create=False) as free:
+                    if free or (mine and folder == work.folder):
+                        shutil.rmtree(folder, ignore_errors=True)
+        if any(work.root.glob("process-*")):
+            return
+        for left in work.root.iterdir():
+            if left.name != "turn":
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
+        (work.root / "turn").unlink(missing_ok=True)  # last: who waits for it makes a new one
+        work.root.rmdir()
 
 
 @contextlib.contextmanager
-def _locked(path: Path, shared: bool = False, wait: bool = False, create: bool = True) -> Iterator[None]:
+def _locked(path: Path, wait: bool = False, create: bool = True) -> Iterator[bool]:
     """Holds a lock on a file until the end, of the process if need be. Raises BlockingIOError if it is held elsewhere.
 
-    Where files cannot be locked (Windows, some network file systems) it is held by everyone.
+    Where files cannot be locked it gives False, and everyone holds it.
     """
     try:
         import fcntl
     except ImportError:
-        yield
+        yield False
         return
-    how = (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB)
-    while True:
-        if create:
-            path.parent.mkdir(parents=True, exist_ok=True)
-        with open(path, "a" if create else "r") as file:
+    for attempt in range(ATTEMPTS):
+        try:
+            if create:
+                path.parent.mkdir(parents=True, exist_ok=True)
+            file = open(path, "a" if create else "r+")  # noqa: SIM115 (closed below)
+        except FileNotFoundError:
+            if not create or attempt == ATTEMPTS - 1:
+                raise
+            continue  # the folder was removed meanwhile
+        with file:
+            sure = True
             try:
-                fcntl.flock(file, how)
+                fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
             except BlockingIOError:
                 raise
-            except OSError:  # it cannot be locked
-                pass
+            except OSError:
+                sure = False
             if not _is(file, path):  # removed meanwhile: others will lock a new one
                 continue
-            yield
+            yield sure
             return
+    raise BlockingIOError(f"{path} is removed again and again")
 
 
 def _is(file, path: Path) -> bool:

@@ -9,11 +9,12 @@ from pathlib import Path
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Small models' programs run for milliseconds: to compile them well would take most of the time of the tests.
-os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
+os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # see quick_programs.py
 
 import jax
 import numpy as np
 import pytest
+from quick_programs import QUICK
 
 from samjax.config import Decoder, SamConfig, TinyViT, ViT
 
@@ -75,8 +76,16 @@ def config():
     return SamConfig("custom", ViT(width=32, depth=1, heads=2), Decoder(mlp=64), channels=32, image_size=(64, 64))
 
 
-QUICK = "JAX_DISABLE_MOST_OPTIMIZATIONS"
 REAL, WHOLE = {"mobile_sam", "mobile_sam_path", "lite_medsam", "reference"}, ("weights", "torch", "whole")
+
+
+def pytest_collection_modifyitems(items):
+    """Files with long tests first: of two processes that share the files, none is left alone with one at the end."""
+    def long(item):
+        return REAL & set(getattr(item, "fixturenames", ())) or any(map(item.get_closest_marker, ("slow", *WHOLE)))
+
+    first = {item.path for item in items if long(item)}
+    items.sort(key=lambda item: item.path not in first)
 
 
 @pytest.fixture(autouse=True)

@@ -190,7 +190,7 @@ def on_one(sam):
     return found_on(sam, 1)
 
 
-@pytest.mark.parametrize("devices", [3, 8])
+@pytest.mark.parametrize("devices", [3, *([8] if os.environ.get("SAMJAX_THOROUGH") else [])])  # 8: test_devices.py
 def test_records_do_not_depend_on_the_number_of_devices(sam, on_one, devices):
     assert found_on(sam, devices) == on_one
     assert len(on_one) == 5 and min(map(len, on_one)) > 3 and on_one[0] != on_one[4]
@@ -199,11 +199,21 @@ def test_records_do_not_depend_on_the_number_of_devices(sam, on_one, devices):
 def test_several_pictures_on_accelerators(sam, on_one, monkeypatch):
     """Items in batches: programs of another shape, so a value at a threshold may fall to its other side."""
     accelerate(monkeypatch)
-    for mine, other in zip(found_on(sam, 2, pictures=PICTURES[:2]), on_one):
+    for mine, other in zip(found_on(sam, 4, pictures=PICTURES[:2]), on_one):
         pairs = {tuple(record["point_coords"][0]) + tuple(record["crop_box"]): record for record in other}
         same = sum(np.allclose(record["bbox"], pairs[key]["bbox"], atol=1) for record in mine
                    if (key := tuple(record["point_coords"][0]) + tuple(record["crop_box"])) in pairs)
         assert same > 0.8 * len(other) and len(mine) <= 1.1 * len(other)
+
+
+@pytest.mark.parametrize("layers, batches", [(1, [4, 12]), (0, [12])], ids=["crops", "none"])
+def test_batches_do_not_depend_on_how_many_pictures_there_are(sam, monkeypatch, layers, batches):
+    accelerate(monkeypatch)
+    made, encode = [], lockstep.Lockstep.encode
+    monkeypatch.setattr(lockstep.Lockstep, "encode", lambda self, items: made.append(len(items)) or encode(self, items))
+    settings = dataclasses.replace(LOOSE, crop_n_layers=layers)
+    several = found_on(sam, 4, settings, PICTURES[:2])
+    assert found_on(sam, 4, settings, PICTURES[:1]) == several[:1] and made == 2 * batches
 
 
 def test_a_picture_that_fails_does_not_take_others_with_it(sam, on_one, monkeypatch):

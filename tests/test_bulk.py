@@ -93,7 +93,6 @@ def a_bulk(out="out", **values):
 
 
 def do(task, restart=False, encode=plain):
-    bulk.check(task, restart)
     encoder = bulk.Encoder(lambda path: Picture(samjax.read_image(path)), lambda pictures: (
         encode(each.pixels) for each in pictures), lambda hw: hw)
     return list(bulk.run(task, lambda: encoder, restart))

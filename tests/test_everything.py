@@ -271,7 +271,6 @@ def model_of(segment):
 
 
 def do(task, restart=False, segment=records_of):
-    job.check(task, restart)
     return list(job.run(task, model_of(segment), restart))
 
 
@@ -429,6 +428,17 @@ def test_other_settings_need_a_restart(work, capsys):
     assert after.keys() == before.keys() and all(after[name] != before[name] for name in after)
 
 
+def test_a_folder_without_masks_takes_other_settings(work):
+    """As after a first try of which nothing came."""
+    for name in ("a.png", "b.jpg", "sub/c.png"):
+        (work / "photos" / name).write_text("broken")
+    assert [outcome.masks for outcome in do(a_job())] == [None] * 3
+    picture(work / "photos/a.png")
+    assert [outcome.masks for outcome in do(a_job(settings=Settings(points_per_side=5)))] == [2, None, None]
+    with pytest.raises(InputError, match="made otherwise"):
+        do(a_job())
+
+
 def test_a_restart_that_was_killed_leaves_nothing_of_the_old_settings(work):
     do(a_job("whole", settings=Settings(points_per_side=5, output_mode="coco_rle")))
     do(a_job())
@@ -489,8 +499,7 @@ def test_a_full_disk_ends_the_job_and_it_can_go_on(work, monkeypatch):
 
 
 def process(*args, cwd, cache):
-    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
-    environment |= {"PYTHONPATH": str(ROOT), "SAMJAX_CACHE": str(cache)}
+    environment = os.environ | {"XLA_FLAGS": "", "PYTHONPATH": str(ROOT), "SAMJAX_CACHE": str(cache)}
     return subprocess.Popen([sys.executable, "-m", "samjax", "everything", *args, *MODEL, *LOOSE], cwd=cwd,
                             env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
@@ -576,6 +585,7 @@ WRONG = {
     "out is a file": (["photos", "--out", "papers/notes.txt"], "notes.txt is a file, not a directory"),
     "preset": (["photos", "--out", "out", "--preset", "best"], "invalid choice: 'best'"),
     "format": (["photos", "--out", "out", "--format", "yolo"], "invalid choice: 'yolo'"),
+    "unknown": (["photos", "--out", "out", "--threads", "4"], "arguments: --threads 4 (see samjax everything --help)"),
     "no number": (["photos", "--out", "out", "--points-per-side", "many"], "invalid int value: 'many'"),
     "too small": (["photos", "--out", "out", "--points-per-side", "0"], "points_per_side must be a whole number of"),
     "NaN": (["photos", "--out", "out", "--pred-iou-thresh", "nan"], "pred_iou_thresh must be a number, not nan"),

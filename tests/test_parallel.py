@@ -103,8 +103,8 @@ def test_two_processes_of_two_devices(alone):
     with socket.socket() as free:
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu",
-                                "PYTHONPATH": str(ROOT)}
+    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+                                "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
     both = [subprocess.Popen([sys.executable, ROOT / "tests/toy.py", address, str(i)], env=environment, text=True,
                              stdout=subprocess.PIPE, stderr=subprocess.PIPE) for i in range(2)]
     try:

@@ -225,6 +225,15 @@ def test_batch_of_pictures_equals_each_alone(small, pictures, encoded):
         assert together[i].masks.shape[-2:] == picture.shape[:2]
 
 
+def test_features_do_not_depend_on_how_many_pictures_there_are(small, pictures, monkeypatch):
+    """An accelerator encodes lists of any length in batches of one size."""
+    made, encode = [], Sam._encode_spread
+    monkeypatch.setattr(predict, "_batch_size", lambda: 2)
+    monkeypatch.setattr(Sam, "_encode_spread", lambda self, batch: made.append(len(batch[0])) or encode(self, batch))
+    found = [np.asarray(small.encode(pictures[:n]).features) for n in (1, 3)]
+    assert (found[0] == found[1][:1]).all() and made == [2 * jax.local_device_count()] * 2
+
+
 def test_chunks_change_nothing(small, encoded):
     random = np.random.default_rng(0)
     prompts = prompts_of(small, (50, 70), points=random.uniform(0, 50, (12, 3, 2)), labels=np.ones((12, 3)))

@@ -6,6 +6,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+import quick_programs  # noqa: F401 (the same programs in a process of its own)
 
 ROWS, WIDTH = 16, 16
 

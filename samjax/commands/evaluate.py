@@ -16,6 +16,7 @@ from samjax.outputs import check_folder, write_all
 MORE = """\
 DATA is a folder of images/ and masks/, a COCO or LVIS .json, SA-1B files, or a folder with a meta.json; each DATA is a
 set of its own. A score is the mean IoU over a set's objects of at least 32 px, in percent, at the pictures' own size.
+What 255 in mask pictures is, samjax finetune --help says.
 
 prompts: point, from one click or several: the first is the object's pixel farthest from its boundary, each further one
 that of the largest error region; "oracle" takes the best mask in place of the most confident one. box, from the box

@@ -107,7 +107,6 @@ def _work(args, sources, skipped, settings, tiling, place: Processes) -> int:
         tiling = tiling.resolved(min(config.image_size), settings)
     task = job.Job(sources, Path(args.out), model, settings, args.format, args.overlay, args.label_map, skipped,
                    *place, tiling)
-    job.check(task, args.restart)
     start = time.perf_counter()
     with meter(len(task.share(place.process)), tiling is not None) as bar:
         running = job.run(task, lambda: _open(path, args.dtype, task, bar), args.restart)

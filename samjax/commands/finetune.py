@@ -15,6 +15,10 @@ COCO or LVIS .json, SA-1B (folder or .tar), or a folder with a meta.json. Where 
 fifth of the pictures is, by a hash of their names. Everything is read and checked first; bad items are named and passed
 over; --check does only that.
 
+In mask pictures 0 is background. 255 is an object in masks of 0 and 255 alone; in classes of 8 bits it is void, as in
+PASCAL VOC: where it stands beside others that are numbered from 1 on, or the other pictures have several such. Grey
+levels (0, 128, 255) are classes, 255 among them. With --masks instances every value but 0 is an object.
+
 --train decoder (the default) trains what turns prompts into masks. The encoder's embeddings are then made once and kept
 in DIR/embeddings (2 MB a picture), which is many times faster. --train lora adds low-rank factors to the encoder and
 trains the decoder; they are merged in the result. --train all trains everything.

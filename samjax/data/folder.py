@@ -1,17 +1,18 @@
 """Folders of pictures and mask pictures, and the layout that a meta.json describes."""
 
+import contextlib
 import json
 import os
 import re
 from collections import defaultdict
 from collections.abc import Sequence
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 
 from samjax.data.coco import Coco
-from samjax.data.labels import read_ids, read_objects
+from samjax.data.labels import Seen, read_ids, read_objects, seen
 from samjax.data.records import Record
 from samjax.data.sources import SPLITS, Joined, Source
 from samjax.errors import InputError
@@ -21,6 +22,7 @@ from samjax.inputs import SUFFIXES
 IMAGES = ("images", "image", "imgs", "img", "JPEGImages")
 MASKS = ("masks", "mask", "labels", "label", "annotations", "instances", "gt", "ground_truth", "groundtruth",
          "SegmentationObject", "SegmentationClass")
+LOOKED_AT = 64  # masks of a folder, to learn what 255 means there
 ENDING = re.compile(r"[ _.-]?(masks?|labels?|gt|seg|segmentation|instances?|inst|annotation)$", re.IGNORECASE)
 NUMBER = re.compile(r"[ _-](?:mask[ _-]?)?\d+$", re.IGNORECASE)
 
@@ -40,11 +42,21 @@ class Folder(Source):
 
     def record(self, index: int) -> Record:
         name, picture, masks = self.items[index]
-        objects = [part for mask in masks for part in read_objects(self.root / mask, self.kind)]
+        objects = [part for mask in masks for part in read_objects(self.root / mask, self.kind, lambda: self._seen)]
         return Record(name, partial(open_image, self.root / picture), objects)
 
     def segmentations(self, index: int) -> list[np.ndarray]:
-        return [read_ids(self.root / mask, exact=True)[0] for mask in self.items[index][2]]
+        return [read_ids(self.root / mask, exact=True).values for mask in self.items[index][2]]
+
+    @cached_property
+    def _seen(self) -> list[Seen]:
+        """What some masks, evenly spread, tell of what 255 means in all of them."""
+        masks = [mask for *_, masks in self.items for mask in masks]
+        found = set()
+        for mask in masks[:: -(-len(masks) // LOOKED_AT)]:
+            with contextlib.suppress(InputError, OSError):  # told of when it is its turn
+                found.add(seen(read_ids(self.root / mask)))
+        return list(found)
 
 
 def from_meta(root: Path, kind: str = "auto") -> tuple[Source, list[str | None]]:

@@ -1,5 +1,8 @@
 """Objects in mask pictures: instance ids, or classes of which every connected part is an object."""
 
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
+
 import numpy as np
 from PIL import Image
 
@@ -9,27 +12,70 @@ from samjax.image import open_image
 
 KINDS = ("auto", "instances", "classes")
 SOFT = 32  # grey values from which a mask may be antialiased, and not one of many classes: if an eighth is white
-VOID = 255
+VOID = 255  # "not annotated", in pictures of 8 bits that number their classes
+NUMBERS = 32, 192  # classes are numbered from below the first on and below the second; other values are grey levels
 
 
-def read_objects(path, kind: str = "auto") -> list[Part]:
+class Ids(NamedTuple):
+    """values: integer (h, w), 0 for background. kind: "deep" (more than 8 bits), "palette", "grey" (values of 8 bits
+    as they are in the file), or "other" (colours, masks that were soft, bits)."""
+
+    values: np.ndarray
+    kind: str
+
+
+class Seen(NamedTuple):
+    """The classes of a mask picture besides 0 and 255, and whether 255 is there with them."""
+
+    classes: frozenset[int] = frozenset()
+    beside: bool = False
+    palette: bool = False
+
+
+def read_objects(path, kind: str = "auto", others: Callable[[], Iterable[Seen]] = tuple) -> list[Part]:
     """The objects of a mask picture, in the order of their ids; 0, black and transparent are background.
 
     kind: "instances": each id (or colour) is an object; "classes": each 8-connected part of each class (or colour) is;
     "auto": instances in pictures of 16 bits and more, classes in all others. Of a grey or JPEG mask with soft edges,
-    what is at least half bright is taken. In a palette picture with other classes, 255 is void. Neither is done to
-    "instances", whose values are all ids.
+    what is at least half bright is taken; 255 may be void (see `is_void`). Neither is done to "instances", whose values
+    are all ids.
+    others: gives what was `seen` in other pictures of the same data; it is called if 255 is in a picture of classes.
     """
-    ids, deep = read_ids(path, kind == "instances")
-    if kind == "instances" or (kind == "auto" and deep):
-        return _instances(ids)
-    return [part for value in np.unique(ids[ids != 0]) for part in _connected(ids == value)]
+    ids = read_ids(path, kind == "instances")
+    if kind == "instances" or (kind == "auto" and ids.kind == "deep"):
+        return _instances(ids.values)
+    classes = np.unique(ids.values[ids.values != 0])
+    if ids.kind in ("palette", "grey") and VOID in classes and is_void([seen(ids), *others()]):
+        classes = classes[classes != VOID]
+    return [part for value in classes for part in _connected(ids.values == value)]
 
 
-def read_ids(path, exact: bool = False) -> tuple[np.ndarray, bool]:
-    """Integer (h, w), 0 for background, and whether the file has more than 8 bits a pixel.
+def seen(ids: Ids) -> Seen:
+    """What a picture tells of what 255 means."""
+    if ids.kind not in ("palette", "grey"):
+        return Seen()
+    values = {*np.unique(ids.values).tolist()} - {0}
+    return Seen(frozenset(values - {VOID}), VOID in values and len(values) > 1, ids.kind == "palette")
 
-    exact: 8-bit values (not of a JPEG) as they are, neither hardened nor taken for void.
+
+def is_void(pictures: Iterable[Seen]) -> bool:
+    """Whether 255 is void, as in PASCAL VOC or Cityscapes, and not an object, as in masks of 0 and 255.
+
+    It is where it stands beside other classes in one of the pictures, or where they have several others. Grey values
+    must look like classes that are numbered, from low numbers on: 0, 128, 255 are three classes.
+    """
+    pictures = [picture for picture in pictures if picture.classes]
+    classes = frozenset().union(*(picture.classes for picture in pictures))
+    grey = frozenset().union(*(picture.classes for picture in pictures if not picture.palette))
+    if grey and not (min(grey) < NUMBERS[0] and max(grey) < NUMBERS[1]):
+        return False
+    return len(classes) > 1 or any(picture.beside for picture in pictures)
+
+
+def read_ids(path, exact: bool = False) -> Ids:
+    """The ids of a mask picture. Raises InputError.
+
+    exact: 8-bit values (not of a JPEG) are never hardened.
     """
     image = open_image(path)
     mode = image.mode
@@ -38,36 +84,31 @@ def read_ids(path, exact: bool = False) -> tuple[np.ndarray, bool]:
         ids = values.astype(np.int64)
         if (ids != values).any() or ids.min() < 0:
             raise InputError(f"{path}: ids must be whole numbers from 0")
-        return ids, True
+        return Ids(ids, "deep")
     if mode == "1":
-        return np.asarray(image).astype(np.uint8), False
+        return Ids(np.asarray(image).astype(np.uint8), "other")
     if mode == "P":
-        return np.asarray(image) if exact else _without_void(np.asarray(image)), False
+        return Ids(np.asarray(image), "palette")
     if mode in ("L", "LA"):
         grey = np.asarray(image.getchannel(0))
-        return grey if exact and image.format != "JPEG" else _hard(grey, image.format == "JPEG"), False
-    return _colours(image), False
+        return Ids(grey, "grey") if exact and image.format != "JPEG" else _hard(grey, image.format == "JPEG")
+    return _colours(image)
 
 
-def _hard(grey: np.ndarray, lossy: bool) -> np.ndarray:
+def _hard(grey: np.ndarray, lossy: bool) -> Ids:
     soft = lossy or (len(np.unique(grey)) > SOFT and (grey == 255).sum() > (grey > 0).sum() / 8)
-    return (grey >= 128).astype(np.uint8) if soft else grey
+    return Ids((grey >= 128).astype(np.uint8), "other") if soft else Ids(grey, "grey")
 
 
-def _without_void(indices: np.ndarray) -> np.ndarray:
-    others = indices[indices != VOID]
-    return np.where(indices == VOID, 0, indices) if others.size and others.any() else indices
-
-
-def _colours(image: Image.Image) -> np.ndarray:
+def _colours(image: Image.Image) -> Ids:
     """Grey pictures as they are; of others each colour is an id."""
     rgba = np.asarray(image.convert("RGBA"))
     red, green, blue = (rgba[..., c] for c in range(3))
     if image.format == "JPEG" or ((red == green) & (green == blue)).all():
-        ids = _hard(np.asarray(image.convert("L")), image.format == "JPEG")
+        ids, kind = _hard(np.asarray(image.convert("L")), image.format == "JPEG")
     else:
-        ids = (red.astype(np.int64) << 16) | (green.astype(np.int64) << 8) | blue
-    return np.where(rgba[..., 3] > 0, ids, 0)
+        ids, kind = (red.astype(np.int64) << 16) | (green.astype(np.int64) << 8) | blue, "other"
+    return Ids(np.where(rgba[..., 3] > 0, ids, 0), kind)
 
 
 def _instances(ids: np.ndarray) -> list[Part]:

@@ -25,7 +25,7 @@ def open_source(path, split: str | None = None, *, images=None, masks: str = "au
       annotations/*.json or with _annotations.coco.json, in itself or in train/ and valid/;
     - images/ and masks/, files matched by name (x.jpg with x.png, x_mask.png, x_0.png and x_1.png, or x/*.png);
       masks: "instances" (each id is an object), "classes" (each 8-connected part of each class is), or "auto"
-      (instances in 16-bit pictures, classes in 8-bit ones);
+      (instances in 16-bit pictures, classes in 8-bit ones, where 255 may be void: `samjax.data.labels.is_void`);
     - a meta.json whose "items" have "image", "mask" (a path or several) and "split", and maybe a "coco_json".
 
     split: "train", "val" or "test", as meta.json, the names of folders (train/, val/, valid/) or of annotation files

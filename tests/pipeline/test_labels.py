@@ -1,9 +1,13 @@
 """What counts as an object in a mask picture."""
 
+import json
+import pickle
+
 import numpy as np
 import pytest
 from PIL import Image
 
+from samjax.data import open_source
 from samjax.data.labels import read_objects
 from samjax.errors import InputError
 
@@ -92,7 +96,7 @@ def test_255_is_an_id_among_many(tmp_path):
     ids = np.repeat(np.arange(1, 62, dtype=np.uint8), 40).reshape(61, 40)
     ids[ids == 61] = 255
     assert len(read_objects(write(tmp_path / "a.png", ids), "instances")) == 61
-    assert len(read_objects(write(tmp_path / "a.png", ids))) == 61
+    assert len(read_objects(write(tmp_path / "a.png", ids), "classes")) == 60  # where it is void
     image = Image.fromarray(ids)
     image.putpalette(list(range(256)) * 3)
     image.save(tmp_path / "b.png")
@@ -108,3 +112,45 @@ def test_bits_and_empty(tmp_path):
 def test_fractions_are_no_ids(tmp_path):
     with pytest.raises(InputError, match="whole numbers"):
         read_objects(write(tmp_path / "a.tif", np.full((4, 4), 0.5, np.float32)))
+
+
+@pytest.mark.parametrize("values, objects", [
+    ([1, 2, 255], 2), ([1, 255], 1), ([20, 150, 255], 2), ([255], 1), ([1, 2], 2),
+    ([128, 255], 2), ([85, 170, 255], 3), ([3, 40, 230, 255], 4)], ids=str)
+@pytest.mark.parametrize("mode", ["L", "LA", "RGB"])
+def test_255_is_void_beside_numbered_classes(tmp_path, mode, values, objects):
+    grey = np.zeros((20, 60), np.uint8)
+    for k, value in enumerate(values):
+        grey[5:15, 10 * k : 10 * k + 8] = value
+    Image.fromarray(grey).convert(mode).save(tmp_path / "a.png")
+    found = masks(read_objects(tmp_path / "a.png"))
+    assert [mask.tolist() for mask in found] == [(grey == value).tolist() for value in values[:objects]]
+
+
+def folder(root, *pictures):
+    """A data set of these mask pictures, each a list of the values in it."""
+    for number, values in enumerate(pictures):
+        grey = np.zeros((20, 60), np.uint8)
+        for k, value in enumerate(values):
+            grey[5:15, 10 * k : 10 * k + 8] = value
+        for kind in ("images", "masks"):
+            (root / kind).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(grey).save(root / kind / f"{number:03d}.png")
+    return [len(record.objects) for record in open_source(root)]
+
+
+def test_255_is_what_it_is_in_the_other_pictures(tmp_path):
+    assert folder(tmp_path / "binary", [255], [], [255]) == [1, 0, 1]
+    assert folder(tmp_path / "voc", [1, 255], [255], [3]) == [1, 0, 1]
+    assert folder(tmp_path / "apart", [255], [1], [2]) == [0, 1, 1]
+    assert folder(tmp_path / "two ways", [255], [1], [1]) == [1, 1, 1]  # 0 and 1 here, 0 and 255 there
+    assert folder(tmp_path / "grey", [128, 255], [255], [128]) == [2, 1, 1]
+    assert folder(tmp_path / "many", [255], *[[]] * 150, [1, 255], [2, 255], [2, 255])[-4:] == [0, 1, 1, 1]
+    source = pickle.loads(pickle.dumps(open_source(tmp_path / "voc")))
+    assert [len(record.objects) for record in source] == [1, 0, 1]
+    (tmp_path / "voc" / "masks" / "002.png").write_bytes(b"damaged")
+    assert len(open_source(tmp_path / "voc")[1].objects) == 0
+    meta = {"items": [{"image": f"images/{k:03d}.png", "mask": f"masks/{k:03d}.png"} for k in range(2)]}
+    (tmp_path / "voc" / "meta.json").write_text(json.dumps(meta))
+    assert [len(record.objects) for record in open_source(tmp_path / "voc")] == [1, 0]
+    assert len(open_source(tmp_path / "voc", masks="instances")[1].objects) == 1

@@ -57,7 +57,7 @@ def test_killed_at_random_moments(tmp_path, unbroken):
     """kill -9, some of them while a checkpoint is written: the rest is bitwise the same."""
     random = np.random.default_rng(int(time.time()))
     command = [sys.executable, str(HERE / "toy_loop.py"), str(tmp_path), "40", "0.03"]
-    environment = os.environ | {"PYTHONPATH": str(HERE.parents[1]), "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
+    environment = os.environ | {"PYTHONPATH": f"{HERE.parents[1]}{os.pathsep}{HERE.parent}"}
     kills = 0
     for _ in range(2):
         job = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE)

@@ -7,6 +7,7 @@ from dataclasses import replace
 import jax
 import jax.numpy as jnp
 import numpy as np
+import quick_programs  # noqa: F401 (the same programs in a process of its own)
 
 from samjax.train import loop
 from samjax.train.loop import Plan
