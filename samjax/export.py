@@ -10,7 +10,7 @@ import contextlib
 import hashlib
 import importlib.util
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib import resources
@@ -23,19 +23,22 @@ import numpy as np
 
 import samjax
 from convert.model import flatten, nest
+from samjax import export_onnx
 from samjax.config import SamConfig, to_dict
 from samjax.errors import InputError
+from samjax.export_notes import notes
 from samjax.model.sam import Masks, Prompts, decode_masks, encode_image
 from samjax.outputs import check_whole, whole_folder
 from samjax.predict import Sam, normalise
 
-PLATFORMS = ("cpu", "cuda", "tpu")
+PLATFORMS, FORMATS, SLOTS = ("cpu", "cuda", "tpu"), ("stablehlo", "onnx"), 8
 PARTS = {"encoder": ("image_encoder",), "decoder": ("prompt_encoder", "mask_decoder")}  # branches of the parameters
 MANIFEST, LOADER, NOTES = "manifest.json", "load.py", "README.md"
-FILES = (*(f"{part}.{kind}" for part in PARTS for kind in ("stablehlo", "npz")), MANIFEST, LOADER, NOTES)
-
+FILES = (*(f"{part}.{end}" for part in PARTS for end in ("stablehlo", "npz", "onnx", "onnx.data")), MANIFEST, LOADER,
+         NOTES)
 LABELS = {"0": "a point beside the object", "1": "a point on it", "2": "a box's top left corner",
-          "3": "its bottom right corner", "-1": "not a point: one for every object without a box", "-2": "an empty slot"}
+          "3": "its bottom right corner", "-1": "not a point: one for every object without a box",
+          "-2": "an empty slot"}
 
 
 @dataclass(frozen=True)
@@ -58,44 +61,65 @@ class Program:
     outputs: tuple[Argument, ...]
 
 
-def export(sam: Sam, folder, platforms: Sequence[str] = PLATFORMS) -> dict:
+def export(sam: Sam, folder, platforms: Sequence[str] = PLATFORMS, format: str = "stablehlo",
+           slots: int = SLOTS) -> dict:
     """Writes a model as programs for the given platforms.
 
     sam: any model that `samjax.load` gives; its config says whether to compute in float32 or bfloat16 (weights stay
         as they are).
     folder: is made; an earlier export there is replaced, anything else refused. It appears when it is complete.
-    platforms: of "cpu", "cuda", "tpu"; the programs hold a form for each.
+    platforms: of "cpu", "cuda", "tpu"; the programs hold a form for each. ONNX has one form.
+    format: "stablehlo", or "onnx" (float32 only; t is `slots`, the weights lie in the programs).
 
-    Returns the manifest. Raises InputError: an unknown platform, flatbuffers is missing, a folder with other files, no
-    permission, no room.
+    Returns the manifest. Raises InputError: an unknown platform or format, a package is missing, a folder with other
+    files, no permission, no room.
     """
-    check(folder, platforms)
+    check(folder, platforms, format, sam.config.dtype, slots)
     with whole_folder(folder, FILES) as temporary:
         manifest = describe(sam.config, platforms)
+        if format == "onnx":
+            manifest["format"], manifest["platforms"] = "samjax export 1, ONNX", ["onnx"]
+            manifest["versions"]["jax2onnx"] = export_onnx.version()
         for name, program in programs(sam).items():
-            (temporary / f"{name}.stablehlo").write_bytes(lower(program, platforms).serialize())
-            np.savez(temporary / f"{name}.npz", **program.weights)
-            manifest["programs"][name] = {
-                "program": f"{name}.stablehlo", "weights": f"{name}.npz",
-                **{kind: [vars(argument) for argument in getattr(program, kind)] for kind in ("inputs", "outputs")}}
-        (temporary / LOADER).write_text(resources.files("samjax").joinpath("standalone.py").read_text())
+            if format == "onnx":
+                files = {"program": f"{name}.onnx"}
+                export_onnx.write(program, temporary / files["program"], slots)
+            else:
+                files = {"program": f"{name}.stablehlo", "weights": f"{name}.npz"}
+                (temporary / files["program"]).write_bytes(lower(program, platforms).serialize())
+                np.savez(temporary / files["weights"], **program.weights)
+            manifest["programs"][name] = files | {
+                kind: [vars(argument) for argument in getattr(program, kind)] for kind in ("inputs", "outputs")}
+        if format == "onnx":
+            manifest["slots"] = slots
+        else:
+            (temporary / LOADER).write_text(resources.files("samjax").joinpath("standalone.py").read_text())
         (temporary / NOTES).write_text(notes(manifest))
         manifest["files"] = {path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)}
                              for path in sorted(temporary.iterdir())}
         (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
-    return manifest
+    return json.loads(json.dumps(manifest))  # as it is read back: lists for tuples
 
 
-def check(folder, platforms: Sequence[str]) -> None:
+def check(folder, platforms: Sequence[str] = PLATFORMS, format: str = "stablehlo", dtype: str = "float32",
+          slots: int = SLOTS) -> None:
     """Raises the InputErrors of `export` that can be known before the model is loaded."""
     unknown = [platform for platform in platforms if platform not in PLATFORMS]
     if unknown or not platforms:
         raise InputError(f"platform {unknown[0]!r} is none of {', '.join(PLATFORMS)}" if unknown else
                          f"no platform: give some of {', '.join(PLATFORMS)}")
-    if importlib.util.find_spec("flatbuffers") is None:
+    if format not in FORMATS:
+        raise InputError(f"format {format!r} is none of {', '.join(FORMATS)}")
+    check_whole(folder, FILES)
+    if format == "onnx":
+        if dtype != "float32":
+            raise InputError(f"ONNX programs compute in float32 only, not {dtype}")
+        if slots < 2:
+            raise InputError(f"{slots} slots: at least 2 are needed, for a box or for a point and what follows it")
+        export_onnx.version()
+    elif importlib.util.find_spec("flatbuffers") is None:
         raise InputError("export needs the package flatbuffers, which is not installed: pip install flatbuffers, or "
                          "samjax with its extra `export`")
-    check_whole(folder, FILES)
 
 
 def programs(sam: Sam) -> dict[str, Program]:
@@ -148,33 +172,6 @@ def describe(config: SamConfig, platforms: Sequence[str]) -> dict:
         "resize": config.resize, "normalise": config.normalise, "pixel_mean": list(config.pixel_mean),
         "pixel_std": list(config.pixel_std), "labels": LABELS, "programs": {}, "config": to_dict(config),
     }
-
-
-def notes(manifest: Mapping) -> str:
-    """The folder's README."""
-    h, w = manifest["image_size"]
-    resize = {"bilinear": "antialiased bilinear (Pillow's BILINEAR)",
-              "area": "means over each new pixel's area (Pillow's BOX), or bilinear where it grows"}[manifest["resize"]]
-    return f"""\
-# {manifest["model"]}, exported by samjax {manifest["versions"]["samjax"]}
-
-Two programs for {", ".join(manifest["platforms"])}, computing in {manifest["dtype"]}. They need `pip install jax flatbuffers`, and no samjax:
-
-    python load.py PICTURE MASK.png X,Y          # also a module: load(folder), segment(model, picture, points, box)
-
-| file | what it is |
-|---|---|
-| `encoder.stablehlo`, `decoder.stablehlo` | `jax.export.deserialize(bytearray(...)).call(weights, *inputs)` |
-| `encoder.npz`, `decoder.npz` | their weights: `dict(numpy.load(...))` |
-| `manifest.json` | every input and output with type and shape, sizes, labels, versions, sha256 |
-
-A picture is resized to fit {w} x {h} pixels (width x height), proportions kept, by {resize}, its sides rounded half
-up, and put at the top left of a black frame, uint8; the encoder normalises it. Points are pixels of that frame, x before
-y. Masks are logits over the whole frame: enlarge them to it, crop the picture's part, resize that to the picture, and
-take what is above 0. `b` pictures, `n` objects and `t` slots may be any numbers from 1; each new set of them compiles.
-
-JAX reads programs for six months after the release that wrote them ({manifest["versions"]["jax"]}): keep the model, and export it again.
-"""
 
 
 def _encode(config: SamConfig, weights: dict, pixels, sizes):

@@ -12,7 +12,10 @@ numbers of pictures, objects and points are open), encoder.npz and decoder.npz (
 outputs, sizes, labels, versions, sha256), load.py (uses them with JAX and NumPy alone) and README.md. An earlier export
 in DIR is replaced, anything else refused.
 
-Needs the package flatbuffers (extra `export`).
+--format onnx writes encoder.onnx and decoder.onnx, weights within, for onnxruntime; every object then has --slots slots
+(a point is one, a box two, and where there is no box label -1 takes one; -2 marks the unused).
+
+Needs the package flatbuffers (extra `export`), or jax2onnx (extra `onnx`).
 
 examples:
   samjax export mobile_sam exported
@@ -29,6 +32,10 @@ def add(subparsers) -> None:
                         help="what the programs are to run on (default: %(default)s)")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32",
                         help="of the computation (default: %(default)s)")
+    parser.add_argument("--format", choices=("stablehlo", "onnx"), default="stablehlo",
+                        help="of the programs (default: %(default)s)")
+    parser.add_argument("--slots", type=int, metavar="N", default=8,
+                        help="of an object, in ONNX programs (default: %(default)s)")
     parser.add_argument("--json", action="store_true", help="print the manifest on stdout")
 
 
@@ -44,12 +51,12 @@ def run(args) -> None:
     from samjax.export import check, export
 
     platforms = list(dict.fromkeys(filter(None, args.platforms.split(","))))
-    check(args.folder, platforms)
-    manifest = export(samjax.load(args.model, dtype=args.dtype), args.folder, platforms)
+    check(args.folder, platforms, args.format, args.dtype, args.slots)
+    sam = samjax.load(args.model, dtype=args.dtype)
+    manifest = export(sam, args.folder, platforms, args.format, args.slots)
     if args.json:
         emit(json.dumps(manifest, indent=1))
         return
-    sizes = {name: f"{file['bytes'] / 1e6:,.1f} MB" for name, file in manifest["files"].items()}
-    emit(f"{manifest['model']}, {args.dtype}, for {', '.join(platforms)}: "
-         + ", ".join(f"{part} {sizes[part + '.stablehlo']} and weights {sizes[part + '.npz']}"
-                     for part in manifest["programs"]) + f" -> {args.folder}")
+    size = sum(file["bytes"] for file in manifest["files"].values())
+    emit(f"{manifest['model']}, {args.dtype}, for {', '.join(manifest['platforms'])}: {len(manifest['files']) + 1} "
+         f"files, {size / 1e6:,.1f} MB -> {args.folder}")
