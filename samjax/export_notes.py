@@ -31,8 +31,8 @@ Pictures `b` and objects `n` may be any numbers from 1; there are {slots} slots,
 BOTH = """
 A picture is resized to fit {w} x {h} pixels (width x height), proportions kept, sides rounded half up, by {resize},
 and put at the top left of a black frame, uint8; the encoder normalises it. Points are pixels of that frame, x before y.
-Masks are logits over the whole frame: enlarge them to it, crop the picture's part, resize that to the picture, take what
-is above 0. `manifest.json` names every input and output with type and shape, sizes, labels, versions, sha256.
+Masks are logits over the whole frame: enlarge them to it, crop the picture's part, resize that to the picture, take
+what is above 0. `manifest.json` names every input and output with type and shape, sizes, labels, versions, sha256.
 """
 
 RESIZE = {"bilinear": "antialiased bilinear (Pillow's BILINEAR)",

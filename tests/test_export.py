@@ -1,5 +1,6 @@
 """Exported programs: read and run in a process that cannot import samjax, equal to samjax, for three platforms."""
 
+import importlib.metadata
 import json
 import os
 import subprocess
@@ -215,6 +216,8 @@ def test_command(work, capsys):
     (["model.safetensors", "out", "--platforms", "cpu,metal"], "platform 'metal' is none of cpu, cuda, tpu"),
     (["model.safetensors", "out", "--platforms", ","], "no platform: give some of cpu, cuda, tpu"),
     (["model.safetensors", "out", "--dtype", "int8"], "invalid choice: 'int8'"),
+    (["model.safetensors", "out", "--format", "onnx", "--dtype", "bfloat16"], "ONNX programs compute in float32 only"),
+    (["model.safetensors", "out", "--format", "onnx", "--slots", "1"], "1 slots: at least 2 are needed"),
     (["model.safetensors", "file"], "file is a file, not a directory"),
     (["model.safetensors", "file/out"], "file is a file, not a directory"),
     (["model.safetensors", "full"], "holds thesis.txt, which would be lost; choose another directory"),
@@ -239,6 +242,16 @@ def test_without_flatbuffers(work, capsys, monkeypatch):
     assert main(["export", "model.safetensors", "out"]) == 2
     err = capsys.readouterr().err
     assert "pip install flatbuffers" in err and "extra `export`" in err and not Path("out").exists()
+
+
+def test_without_jax2onnx(work, capsys, monkeypatch):
+    def version(name):
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    assert main(["export", "model.safetensors", "out", "--format", "onnx"]) == 2
+    err = capsys.readouterr().err
+    assert "pip install jax2onnx" in err and "extra `onnx`" in err and not Path("out").exists()
 
 
 def test_what_fails_half_way_leaves_what_was_there(work, monkeypatch):
