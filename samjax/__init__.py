@@ -15,7 +15,7 @@ _HOMES = {
     "mask_to_logits": "samjax.geometry", "read_image": "samjax.image",
     "normalise": "samjax.predict", "prepare": "samjax.geometry",
 }
-_MODULES = ("data", "embeddings", "evaluate", "parallel", "tiling", "train", "zoom")  # used by name
+_MODULES = ("data", "embeddings", "evaluate", "export", "parallel", "tiling", "train", "zoom")  # used by name
 __all__ = sorted([*_HOMES, *_MODULES])
 __version__ = "0.1.0"
 

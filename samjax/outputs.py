@@ -4,7 +4,8 @@ import contextlib
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+import uuid
+from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -69,3 +70,44 @@ def _rename(temporary: Path, folder: Path, names) -> None:
         for path in done:
             path.unlink(missing_ok=True)
         raise
+
+
+def check_whole(folder, names: Collection[str]) -> None:
+    """Raises InputError if `whole_folder` evidently cannot write `folder`."""
+    folder = Path(os.path.abspath(folder))
+    check_folder(folder.parent)
+    check_folder(folder)
+    if folder.exists() and (others := set(os.listdir(folder)) - set(names) - {"__pycache__"}):
+        raise InputError(f"{folder}: holds {min(others)}, which would be lost; choose another directory")
+
+
+@contextlib.contextmanager
+def whole_folder(folder, names: Collection[str]) -> Iterator[Path]:
+    """Yields a new directory beside `folder`, renamed to it at the end; if anything fails, all stays as it was.
+
+    names: of the files that may be written. A folder that holds no others is replaced, any other existing path refused.
+    Raises InputError, also for a disk that gets full meanwhile.
+    """
+    check_whole(folder, names)
+    folder = Path(os.path.abspath(folder))
+    temporary, old = (folder.parent / f".{folder.name}.{uuid.uuid4().hex}{end}" for end in ("", ".old"))
+    made = []
+    try:
+        made = _make(folder.parent)
+        temporary.mkdir()
+        yield temporary
+        if folder.exists():
+            os.replace(folder, old)
+        os.replace(temporary, folder)
+        made = []
+    except OSError as error:
+        raise InputError(f"cannot write {folder}: {(error.strerror or str(error)).lower()}; nothing was written, "
+                         "choose another directory or make room") from None
+    finally:
+        if old.exists() and not folder.exists():
+            os.replace(old, folder)
+        for path in (temporary, old):
+            shutil.rmtree(path, ignore_errors=True)
+        for path in reversed(made):
+            with contextlib.suppress(OSError):
+                path.rmdir()

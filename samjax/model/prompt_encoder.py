@@ -39,7 +39,7 @@ class PromptEncoder(nn.Module):
         h, w = self.config.image_size
         code = fourier_code((points + 0.5) / jnp.array([w, h], points.dtype), lax.stop_gradient(self.gaussian))
         label = labels[..., None]
-        learned = jnp.select([label == i for i in range(4)], self.labels, 0.0)
+        learned = jnp.select([label == i for i in range(4)], self.labels, default=0.0)
         token = jnp.where((label >= 0) & (label <= 3), code + learned, 0.0)
         return jnp.where(label == -1, self.not_a_point, token)
 

@@ -102,8 +102,11 @@ def decode_masks(config: SamConfig, params: dict, features: Array, prompts: Prom
         code = PromptEncoder(config).apply({"params": params["prompt_encoder"]}, method="positions")
         decode = partial(_decode, config, params, features, code, key)
         n = prompts.labels.shape[1]
-        size = n if key is not None else _chunk(config, n)
-        masks = decode(prompts) if size == n else _in_chunks(decode, prompts, size)
+        if isinstance(n, int):
+            size = n if key is not None else _chunk(config, n)
+            masks = decode(prompts) if size == n else _in_chunks(decode, prompts, size)
+        else:  # a symbol, in a program that is exported: each of its platforms gets its own form
+            masks = lax.platform_dependent(prompts, cpu=partial(_in_chunks, decode, size=1), default=decode)
     chosen = {None: slice(None), True: slice(1, None), False: slice(0, 1)}[multimask]
     return Masks(masks.logits[:, :, chosen], masks.iou[:, :, chosen])
 
