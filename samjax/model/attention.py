@@ -4,6 +4,8 @@ The bias of a query at (y, x) for a key at (Y, X) is q . rel_h[y, Y] + q . rel_w
 product q . k is scaled by 1 / sqrt(d). (Official behaviour: `add_decomposed_rel_pos`; Li et al., MViTv2.)
 """
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -24,7 +26,8 @@ def attend(q: Array, k: Array, v: Array, rel_h: Array, rel_w: Array, implementat
     Returns:
         (b, h, w, k, d) in q's dtype. Scores and softmax are float32 whatever the dtype.
     """
-    implementations = {"xla": _blockwise, "reference": _reference}
+    implementations = {"xla": _blockwise, "reference": _reference,
+                       **{name: partial(_fused, name) for name in ("pallas", "interpret_tpu", "interpret_gpu")}}
     if implementation not in implementations:
         raise ValueError(f"attention {implementation!r} is none of {', '.join(implementations)}")
     return implementations[implementation](q, k, v, rel_h.astype(q.dtype), rel_w.astype(q.dtype))
@@ -81,6 +84,13 @@ def _blockwise(q: Array, k: Array, v: Array, rel_h: Array, rel_w: Array) -> Arra
 
     out = lax.map(head, tuple(rearrange(x, "b h w k d -> k b h w d") for x in (q, k, v)))
     return rearrange(out, "k b h w d -> b h w k d")
+
+
+def _fused(implementation: str, q: Array, k: Array, v: Array, rel_h: Array, rel_w: Array) -> Array:
+    from samjax.model import attention_pallas  # slow to import
+
+    attention_pallas.check(q, implementation)
+    return attention_pallas.fused(q, k, v, rel_h, rel_w, implementation)
 
 
 def _reference(q: Array, k: Array, v: Array, rel_h: Array, rel_w: Array) -> Array:
