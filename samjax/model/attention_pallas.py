@@ -20,6 +20,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from samjax.errors import InputError
 from samjax.model import attention_gpu, attention_tpu
+from samjax.model.attention import terms
+from samjax.model.platforms import only_on
 
 # What each implementation runs on each platform. The interpreted ones run anywhere, slowly: for tests.
 KERNELS = {
@@ -29,24 +31,31 @@ KERNELS = {
 }
 
 
-def check(q: Array, implementation: str):
-    """Raises InputError if a kernel of the implementation cannot take queries (b, h, w, k, d) of this kind."""
+def problem(q: Array, implementation: str) -> str | None:
+    """What of queries (b, h, w, k, d) the kernels of an implementation cannot take, in words; None if nothing."""
     if q.dtype not in (jnp.float32, jnp.bfloat16):
-        raise InputError(f"attention {implementation!r} takes float32 or bfloat16, not {q.dtype}: choose 'xla'")
-    for module in KERNELS[implementation].values():
-        problem = module.refuses(q.shape, q.dtype.itemsize)
-        if problem:
-            raise InputError(f"attention {implementation!r} cannot take {problem}: choose 'xla'")
+        return f"{q.dtype} (only float32 and bfloat16)"
+    found = (module.refuses(q.shape, q.dtype.itemsize) for module in KERNELS[implementation].values())
+    return next(filter(None, found), None)
+
+
+def fused(q: Array, k: Array, v: Array, rel_h: Array, rel_w: Array, implementation: str) -> Array:
+    """`attend` by the kernels of an implementation, a key of KERNELS. Raises InputError on what they cannot take."""
+    refused = problem(q, implementation)
+    if refused:
+        raise InputError(f"attention {implementation!r} cannot take {refused}: choose 'xla'")
+    if "default" not in KERNELS[implementation]:
+        q = only_on(q, tuple(KERNELS[implementation]), f"attention {implementation!r}")
+    return _fused(q, k, v, rel_h, rel_w, implementation)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(5,))
-def fused(q: Array, k: Array, v: Array, rel_h: Array, rel_w: Array, implementation: str) -> Array:
-    """`attend` by the kernels of an implementation, a key of KERNELS; `check` says what they take."""
+def _fused(q, k, v, rel_h, rel_w, implementation):
     return _forward(q, k, v, rel_h, rel_w, implementation)[0]
 
 
 def _forward(q, k, v, rel_h, rel_w, implementation):
-    scaled, bias_h, bias_w = _terms(q, rel_h, rel_w)
+    scaled, bias_h, bias_w = terms(q, rel_h, rel_w)
     out, logsum = _operation("forward", implementation)(scaled, k, v, bias_h, bias_w)
     return out, (q, k, v, rel_h, rel_w, out, logsum)
 
@@ -54,7 +63,7 @@ def _forward(q, k, v, rel_h, rel_w, implementation):
 def _backward(implementation, saved, gradient):
     """The terms are computed anew: kept, they would weigh as much as q, k, v and the output together."""
     q, k, v, rel_h, rel_w, out, logsum = saved
-    (scaled, bias_h, bias_w), pull = jax.vjp(_terms, q, rel_h, rel_w)
+    (scaled, bias_h, bias_w), pull = jax.vjp(terms, q, rel_h, rel_w)
     inner = jnp.sum(out.astype(jnp.float32) * gradient.astype(jnp.float32), -1)
     dq, dk, dv, dbias_h, dbias_w = _operation("backward", implementation)(
         scaled, k, v, bias_h, bias_w, gradient, logsum, inner)
@@ -62,13 +71,7 @@ def _backward(implementation, saved, gradient):
     return dq, dk, dv, drel_h, drel_w
 
 
-fused.defvjp(_forward, _backward)
-
-
-def _terms(q: Array, rel_h: Array, rel_w: Array) -> tuple[Array, Array, Array]:
-    """Scaled queries, and their terms for each row (b, h, w, k, h) and column (b, h, w, k, w) of keys, in float32."""
-    dot = partial(jnp.einsum, preferred_element_type=jnp.float32)
-    return q * q.shape[-1] ** -0.5, dot("byxkd,yYd->byxkY", q, rel_h), dot("byxkd,xXd->byxkX", q, rel_w)
+_fused.defvjp(_forward, _backward)
 
 
 @lru_cache

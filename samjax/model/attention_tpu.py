@@ -6,7 +6,6 @@ number of rows of keys. Keys and values of a head stay in fast memory, and the b
 blocks of queries in turn, adds up their gradients there: one kernel, five products a tile, nothing computed twice.
 """
 
-from functools import partial
 from math import gcd
 from typing import NamedTuple
 
