@@ -31,7 +31,8 @@ def folded(q: Array, k: Array, v: Array, rel_h: Array, rel_w: Array, implementat
     q = jnp.concatenate([scaled, bias_h.astype(q.dtype), bias_w.astype(q.dtype)], -1)
     ones = jnp.broadcast_to(_positions(h, w).astype(k.dtype)[:, :, None], (*k.shape[:4], h + w))
     k = jnp.concatenate([k, ones], -1)
-    out = KERNELS[implementation](*(rearrange(x, "b y x k d -> b (y x) k d") for x in (q, k, v)))
+    with jax.numpy_dtype_promotion("standard"):  # JAX's own code mixes types where a caller's setting may be strict
+        out = KERNELS[implementation](*(rearrange(x, "b y x k d -> b (y x) k d") for x in (q, k, v)))
     return rearrange(out, "b (y x) k d -> b y x k d", y=h)
 
 

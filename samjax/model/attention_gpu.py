@@ -76,7 +76,7 @@ def backward(q: Array, k: Array, v: Array, bias_h: Array, bias_w: Array, gradien
             _of_tokens(dbias_h, tiles, bias_h.shape), _of_tokens(dbias_w, tiles, bias_w.shape))
 
 
-# Layouts: q, k, v and the columns' term (b, tokens, k, d or w); the rows' term (b, k, h, tokens); others (b, k, tokens).
+# Layouts: q, k, v and the columns' term (b, tokens, k, d or w); rows' term (b, k, h, tokens); others (b, k, tokens).
 
 def _inputs(tiles, q, k, v, bias_h, bias_w):
     q, k, v = (_tokens(x, tiles, tiles.d) for x in (q, k, v))
