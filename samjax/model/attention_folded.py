@@ -31,8 +31,7 @@ def folded(q: Array, k: Array, v: Array, rel_h: Array, rel_w: Array, implementat
     q = jnp.concatenate([scaled, bias_h.astype(q.dtype), bias_w.astype(q.dtype)], -1)
     ones = jnp.broadcast_to(_positions(h, w).astype(k.dtype)[:, :, None], (*k.shape[:4], h + w))
     k = jnp.concatenate([k, ones], -1)
-    with jax.numpy_dtype_promotion("standard"):  # JAX's own code mixes types where a caller's setting may be strict
-        out = KERNELS[implementation](*(rearrange(x, "b y x k d -> b (y x) k d") for x in (q, k, v)))
+    out = KERNELS[implementation](*(rearrange(x, "b y x k d -> b (y x) k d") for x in (q, k, v)))
     return rearrange(out, "b (y x) k d -> b y x k d", y=h)
 
 
@@ -44,15 +43,20 @@ def _positions(h: int, w: int) -> np.ndarray:
 
 # Kernels: q, k (b, tokens, k, d + h + w) and v (b, tokens, k, d), already scaled.
 
-def _jax_nn(q: Array, k: Array, v: Array, implementation: str) -> Array:
-    """cuDNN's wants one width, a multiple of 8, at most 128 (256 from Hopper on), and 16-bit numbers."""
+def _plain(q: Array, k: Array, v: Array) -> Array:
+    dot = partial(jnp.einsum, preferred_element_type=jnp.float32)
+    weights = jax.nn.softmax(dot("bqkd,bpkd->bkqp", q, k), axis=-1)
+    return dot("bkqp,bpkd->bqkd", weights.astype(v.dtype), v).astype(q.dtype)
+
+
+def _cudnn(q: Array, k: Array, v: Array) -> Array:
+    """It wants one width, a multiple of 8, at most 128 (256 from Hopper on), and 16-bit numbers."""
     width = -(-q.shape[-1] // 8) * 8
     wide = (jnp.pad(x, [(0, 0)] * 3 + [(0, width - x.shape[-1])]) for x in (q, k, v))
     try:
-        out = jax.nn.dot_product_attention(*wide, scale=1.0, implementation=implementation)
+        return jax.nn.dot_product_attention(*wide, scale=1.0, implementation="cudnn")[..., :v.shape[-1]]
     except (RuntimeError, NotImplementedError, ValueError) as error:
-        raise InputError(f"attention {implementation!r} cannot be used here ({error}): choose 'xla'") from error
-    return out[..., :v.shape[-1]]
+        raise InputError(f"attention 'cudnn' cannot be used here ({error}): choose 'xla'") from error
 
 
 def _splash(q: Array, k: Array, v: Array, interpret: bool = False) -> Array:
@@ -76,5 +80,4 @@ def _splash(q: Array, k: Array, v: Array, interpret: bool = False) -> Array:
     return rearrange(out, "b k p d -> b p k d")[:, :tokens]
 
 
-KERNELS = {"cudnn": partial(_jax_nn, implementation="cudnn"), "folded": partial(_jax_nn, implementation="xla"),
-           "splash": _splash, "interpret_splash": partial(_splash, interpret=True)}
+KERNELS = {"folded": _plain, "cudnn": _cudnn, "splash": _splash, "interpret_splash": partial(_splash, interpret=True)}
