@@ -78,7 +78,7 @@ class SamConfig:
     pixel_mean: tuple[float, ...] = IMAGENET_MEAN
     pixel_std: tuple[float, ...] = IMAGENET_STD
     dtype: str = "float32"  # of the computation; norms, softmax and final logits stay float32
-    attention: str = "xla"  # see model.attention.attend
+    attention: str = "xla"  # of a ViT's encoder: see model.attention.IMPLEMENTATIONS
     decode_chunk: int = 0  # prompts decoded at a time; 0: one on a CPU, all of them elsewhere
 
     def __post_init__(self):

@@ -4,6 +4,8 @@ The bias of a query at (y, x) for a key at (Y, X) is q . rel_h[y, Y] + q . rel_w
 product q . k is scaled by 1 / sqrt(d). (Official behaviour: `add_decomposed_rel_pos`; Li et al., MViTv2.)
 """
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,21 +21,40 @@ def attend(q: Array, k: Array, v: Array, rel_h: Array, rel_w: Array, implementat
     Args:
         q, k, v: (b, h, w, k, d) queries, keys and values on a grid, k heads of width d.
         rel_h: (h, h, d) position vectors by query row and key row; rel_w: (w, w, d) the same for columns.
-        implementation: "xla" (blockwise, for every platform) or "reference" (plain, quadratic memory; for tests).
+        implementation: a key of IMPLEMENTATIONS, or "auto": see there.
 
     Returns:
         (b, h, w, k, d) in q's dtype. Scores and softmax are float32 whatever the dtype.
+
+    Raises ValueError for an unknown implementation, InputError for one that cannot serve these arrays or, when the
+    program is compiled, the platform: none stands in for another in silence.
     """
-    implementations = {"xla": _blockwise, "reference": _reference}
-    if implementation not in implementations:
-        raise ValueError(f"attention {implementation!r} is none of {', '.join(implementations)}")
-    return implementations[implementation](q, k, v, rel_h.astype(q.dtype), rel_w.astype(q.dtype))
+    if implementation == "auto":
+        implementation = chosen(q, jax.default_backend())
+    if implementation not in IMPLEMENTATIONS:
+        raise ValueError(f"attention {implementation!r} is none of {', '.join(['auto', *IMPLEMENTATIONS])}")
+    return IMPLEMENTATIONS[implementation](q, k, v, rel_h.astype(q.dtype), rel_w.astype(q.dtype))
+
+
+def chosen(q: Array, platform: str) -> str:
+    """What "auto" takes for queries (b, h, w, k, d) on a platform: "xla" wherever AUTO names nothing that fits."""
+    name = AUTO.get(platform, "xla")
+    if name == "pallas":
+        from samjax.model import attention_pallas
+
+        return "xla" if attention_pallas.problem(q, name) else name
+    return name
 
 
 def relative_positions(table: Array, size: int) -> Array:
     """(2 * size - 1, d) table of signed offsets -> (size, size, d), entry [query, key]."""
     offsets = np.arange(size)[:, None] - np.arange(size)[None, :] + size - 1  # known when compiling
     return table[offsets]
+
+
+def terms(q: Array, rel_h: Array, rel_w: Array) -> tuple[Array, Array, Array]:
+    """Scaled queries, and their terms for each row (b, h, w, k, h) and column (b, h, w, k, w) of keys, in float32."""
+    return q * q.shape[-1] ** -0.5, _dot("byxkd,yYd->byxkY", q, rel_h), _dot("byxkd,xXd->byxkX", q, rel_w)
 
 
 def _dot(pattern: str, a: Array, b: Array) -> Array:
@@ -92,3 +113,31 @@ def _reference(q: Array, k: Array, v: Array, rel_h: Array, rel_w: Array) -> Arra
     weights = jax.nn.softmax(rearrange(scores, "b k y x Y X -> b k (y x) (Y X)"), axis=-1)
     out = _dot("bkqp,bpkd->bqkd", weights.astype(v.dtype), rearrange(v, "b h w k d -> b (h w) k d"))
     return rearrange(out, "b (h w) k d -> b h w k d", h=h).astype(q.dtype)
+
+
+def _fused(q: Array, k: Array, v: Array, rel_h: Array, rel_w: Array, implementation: str) -> Array:
+    from samjax.model import attention_pallas  # slow to import
+
+    return attention_pallas.fused(q, k, v, rel_h, rel_w, implementation)
+
+
+def _folded(q: Array, k: Array, v: Array, rel_h: Array, rel_w: Array, implementation: str) -> Array:
+    from samjax.model import attention_folded
+
+    return attention_folded.folded(q, k, v, rel_h, rel_w, implementation)
+
+
+IMPLEMENTATIONS = {
+    "xla": _blockwise,  # blockwise, on every platform
+    "pallas": partial(_fused, implementation="pallas"),  # kernels of our own: TPU, CUDA
+    "cudnn": partial(_folded, implementation="cudnn"),  # CUDA, bfloat16, relative positions folded in
+    "splash": partial(_folded, implementation="splash"),  # TPU, relative positions folded in
+    # For tests: plain and quadratic in memory, or the kernels interpreted, slowly, on every platform.
+    "reference": _reference,
+    "folded": partial(_folded, implementation="folded"),
+    **{name: partial(_fused, implementation=name) for name in ("interpret_tpu", "interpret_gpu")},
+    "interpret_splash": partial(_folded, implementation="interpret_splash"),
+}
+# What "auto" takes on a platform of jax.default_backend(), once experiments/attention.py has shown it right and quicker
+# there. None has been timed on an accelerator yet.
+AUTO: dict[str, str] = {}

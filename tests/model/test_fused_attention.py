@@ -1,0 +1,194 @@
+"""Fused attention against the plain form: kernels interpreted on the CPU, and lowered for their platforms."""
+
+import importlib
+import json
+import re
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import SMALL_DECODER, SMALL_VIT, random_params
+from golden_files import relative_error
+from jax.sharding import NamedSharding, PartitionSpec
+
+from samjax.config import ViT
+from samjax.errors import InputError
+from samjax.model import attention, attention_gpu, attention_tpu
+from samjax.model.attention import attend
+from samjax.model.sam import encode_image
+from samjax.sharding import DATA, make_mesh
+
+KERNELS = ["interpret_tpu", "interpret_gpu"]
+FOLDED = ["folded", "interpret_splash"]
+COLLECTIVE = re.compile(r" (all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute)(?:-start)?\(")
+
+
+def arrays(h, w, b=1, heads=2, d=8, seed=0, dtype=jnp.float32):
+    random = np.random.default_rng(seed)
+    draw = lambda *shape: jnp.asarray(random.normal(size=shape), dtype)
+    return (*(draw(b, h, w, heads, d) for _ in range(3)), draw(h, h, d), draw(w, w, d))
+
+
+def program(implementation):
+    """Jitted: the five arrays -> the output, and gradients of all five."""
+    def loss(given):
+        out = attend(*given, implementation).astype(jnp.float32)
+        return jnp.sum(jnp.sin(out)), out
+
+    return jax.jit(lambda *given: jax.grad(loss, has_aux=True)(given))
+
+
+def check(implementation, given, tolerance):
+    (gradients, out), exact = (program(name)(*xs) for name, xs in (
+        (implementation, given), ("reference", [x.astype(jnp.float32) for x in given])))
+    assert relative_error(out, exact[1]) <= tolerance
+    for name, found, expected in zip(["q", "k", "v", "rel_h", "rel_w"], gradients, exact[0]):
+        assert found.dtype == given[0].dtype
+        assert relative_error(found.astype(jnp.float32), expected) <= tolerance, name
+
+
+@pytest.mark.parametrize("implementation", KERNELS)
+@pytest.mark.parametrize("h, w, d", [
+    (14, 14, 16),  # a window
+    (9, 70, 8),  # several blocks of queries and tiles of keys, padded rows and columns
+])
+def test_kernels_equal_the_reference(implementation, h, w, d):
+    check(implementation, arrays(h, w, d=d), 1e-5)
+
+
+@pytest.mark.parametrize("implementation, h, w, d", [
+    *((kernel, 17, 40, 20) for kernel in KERNELS), ("folded", 14, 14, 16), ("interpret_splash", 14, 14, 16)])
+def test_in_bfloat16(implementation, h, w, d):
+    check(implementation, arrays(h, w, d=d, dtype=jnp.bfloat16), 2e-2)
+
+
+@pytest.mark.parametrize("implementation", FOLDED)
+def test_folded_equals_the_reference(implementation):
+    check(implementation, arrays(5, 11), 1e-5)
+
+
+@pytest.mark.parametrize("implementation", KERNELS)
+def test_many_windows_under_vmap_inside_a_scan(implementation):
+    """Two layers, a mapped axis and a batch of windows: as the reference has it."""
+    given = [jnp.stack(xs) for xs in zip(*(arrays(5, 3, b=3, heads=4, seed=seed) for seed in range(2)))]
+
+    def loss(name, given):
+        layer = jax.vmap(lambda q, *others: q + attend(q, *others, name))
+        out, _ = jax.lax.scan(lambda q, scale: (layer(q, *(scale * x for x in given[1:])), None), given[0],
+                              jnp.array([1.0, 0.5]))
+        return jnp.sum(jnp.sin(out))
+
+    found, expected = (jax.jit(jax.grad(lambda x, name=name: loss(name, x)))(given)
+                       for name in (implementation, "reference"))
+    for a, b in zip(found, expected):
+        assert relative_error(a, b) <= 1e-5
+
+
+@pytest.mark.parametrize("implementation", KERNELS)
+def test_large_scores_do_not_overflow(implementation):
+    q, k, v, rel_h, rel_w = arrays(5, 3)
+    found = attend(100 * q, 100 * k, v, rel_h, rel_w, implementation)
+    assert relative_error(found, attend(100 * q, 100 * k, v, rel_h, rel_w, "reference")) <= 1e-4
+
+
+@pytest.mark.parametrize("implementation", [*KERNELS, "folded"])
+def test_an_encoder_has_the_same_features(implementation):
+    vit = ViT(width=32, depth=2, heads=2, global_blocks=(1,), window=3)
+    config = replace(SMALL_VIT, encoder=vit, decoder=SMALL_DECODER)
+    params = random_params(config)
+    pixels = jnp.asarray(np.random.default_rng(1).standard_normal((2, *config.image_size, 3), np.float32))
+    encode = lambda name: jax.jit(lambda pixels: encode_image(replace(config, attention=name), params, pixels))(pixels)
+    assert relative_error(encode(implementation), encode("xla")) <= 1e-5
+
+
+# -- devices -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("implementation", KERNELS)
+def test_devices_that_divide_the_batch_only_add_up_gradients(implementation):
+    """No activation is gathered, nor moved: compilers cannot look into a kernel, but need not."""
+    mesh, given = make_mesh(1), arrays(5, 3, b=8)
+    specs = [PartitionSpec(DATA)] * 3 + [PartitionSpec()] * 2
+    divided = [jax.device_put(x, NamedSharding(mesh, spec)) for x, spec in zip(given, specs)]
+    compiled = program(implementation).lower(*divided).compile()
+    assert set(COLLECTIVE.findall(compiled.as_text())) == {"all-reduce"}
+    gradients, out = compiled(*divided)
+    assert out.sharding.spec[0] == DATA
+    expected = program("reference")(*given)
+    for a, b in zip([out, *gradients], [expected[1], *expected[0]]):
+        assert relative_error(a, b) <= 1e-5
+
+
+# -- platforms -----------------------------------------------------------------------------------------------
+
+
+def lowered(platform, implementation, b, h, w, heads, d, dtype):
+    shapes = [jax.ShapeDtypeStruct(shape, dtype) for shape in [(b, h, w, heads, d)] * 3 + [(h, h, d), (w, w, d)]]
+    return program(implementation).trace(*shapes).lower(lowering_platforms=(platform,)).as_text()
+
+
+@pytest.mark.parametrize("shape", [(2, 64, 64, 12, 64, jnp.bfloat16), (50, 14, 14, 16, 80, jnp.float32),
+                                   (1, 23, 31, 2, 24, jnp.bfloat16)], ids=str)
+def test_kernels_lower_for_tpu_and_gpu(shape):
+    """Forward and backward, of global blocks and of windows: all that can be checked without a card."""
+    tpu, gpu = (lowered(platform, "pallas", *shape) for platform in ("tpu", "cuda"))
+    assert tpu.count("@tpu_custom_call") == 2 and "triton" not in tpu
+    assert gpu.count("__gpu$xla.gpu.triton") == 3 and "tpu_custom_call" not in gpu
+
+
+def test_splash_lowers_for_tpu():
+    assert "tpu_custom_call" in lowered("tpu", "splash", 1, 64, 64, 2, 64, jnp.bfloat16)
+
+
+def test_cudnn_lowers_for_gpu(monkeypatch):
+    """With the presence of a card pretended: JAX asks for it before it looks at the arrays."""
+    from jax._src.cudnn import fused_attention_stablehlo as cudnn
+
+    monkeypatch.setattr(cudnn, "check_cudnn_version", lambda: 91000)
+    monkeypatch.setattr(cudnn, "check_compute_capability", lambda capability: True)
+    text = lowered("cuda", "cudnn", 1, 64, 64, 12, 64, jnp.bfloat16)
+    assert "__cudnn$fmhaSoftmax" in text and "__cudnn$fmhaSoftmaxBackward" in text
+    with pytest.raises(InputError, match="attention 'cudnn' cannot be used here .*fp16/bf16.*: choose 'xla'"):
+        lowered("cuda", "cudnn", 1, 4, 4, 2, 64, jnp.float32)
+
+
+@pytest.mark.parametrize("implementation", ["pallas", "splash", "cudnn"])
+def test_a_platform_that_lacks_an_implementation_says_so(implementation):
+    given = arrays(4, 4, dtype=jnp.bfloat16)
+    for run in (attend, jax.jit(attend, static_argnums=5), lambda *given: program(given[-1])(*given[:-1])):
+        with pytest.raises(InputError, match=f"attention '{implementation}' .*: choose 'xla'"):
+            run(*given, implementation)
+
+
+def test_arrays_that_kernels_cannot_take():
+    with pytest.raises(InputError, match="cannot take float16"):
+        attend(*arrays(4, 4, dtype=jnp.float16), "pallas")
+    with pytest.raises(InputError, match="cannot take a grid of 129 columns"):
+        attend(*arrays(1, 129), "pallas")
+    with pytest.raises(InputError, match="cannot take heads of width 160"):
+        attend(*arrays(1, 2, d=160), "interpret_gpu")
+    assert attention_tpu.refuses((1, 64, 64, 16, 80), 4) is None
+    assert attention_gpu.refuses((1, 128, 128, 1, 128), 4) is None
+    assert "fast memory" in attention_tpu.refuses((1, 512, 512, 1, 64), 2)
+
+
+def test_auto_is_xla_where_nothing_was_measured(monkeypatch):
+    q = arrays(4, 4)[0]
+    assert {attention.chosen(q, platform) for platform in ("cpu", "gpu", "tpu")} == {"xla"}
+    assert relative_error(attend(*arrays(4, 4), "auto"), attend(*arrays(4, 4))) == 0
+    monkeypatch.setitem(attention.AUTO, "tpu", "pallas")
+    assert [attention.chosen(q, platform) for platform in ("tpu", "gpu")] == ["pallas", "xla"]
+    assert attention.chosen(q.astype(jnp.float16), "tpu") == "xla"
+
+
+def test_the_experiment_writes_what_it_found(monkeypatch, tmp_path):
+    experiment, out = importlib.import_module("attention"), tmp_path / "found.json"
+    monkeypatch.setattr("sys.argv", ["attention.py", "--models", "vit_b", "--kinds", "global", "--grid", "3",
+                                     "--dtypes", "float32", "--batch", "1", "--implementations", "xla,pallas",
+                                     "--rounds", "1", "--out", str(out)])
+    experiment.main()
+    xla, pallas = json.loads(out.read_text())["rows"]
+    assert xla["right"] and max(xla["errors"].values()) <= 1e-5 and xla["forward_ms"] > 0 and xla["both_ms"] > 0
+    assert "for tpu and cuda, not for cpu" in pallas["missing"]
