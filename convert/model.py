@@ -150,7 +150,7 @@ def _checked(tensor: Tensor, name: str, path: Path, row: Row | None = None, scal
     lay = KINDS[row.kind].to_jax if row else lambda x: x
 
     def load() -> np.ndarray:
-        with np.errstate(over="ignore"):
+        with np.errstate(over="ignore", invalid="ignore"):
             data = lay(tensor.load() if scale else tensor.load().astype(np.float32, copy=False))
             if scale:
                 data = packed.decode(data, lay(scale.load().astype(np.float32, copy=False)))
