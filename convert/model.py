@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from convert import int8 as packed
 from convert.recognise import recognise
 from convert.safetensors import read_safetensors, write_safetensors
 from convert.table import KINDS, Row, extras, rows
@@ -28,11 +29,13 @@ class Model:
         config: what it is; `fold_batch_norm` and `scan` are False: files hold the unfolded, unstacked form.
         tensors: path ("image_encoder/blocks_0/norm1/scale") -> float32 Tensor, laid out as the Flax model wants it.
         extras: official name -> Tensor: what the file holds beside the model (TinyViT's classifier, counters).
+        int8: whether the file holds int8 weights; `tensors` are the float32 ones that they stand for.
     """
 
     config: SamConfig
     tensors: Mapping[str, Tensor]
     extras: Mapping[str, Tensor] = field(default_factory=dict)
+    int8: bool = False
 
     def params(self) -> dict:
         """The parameter tree with its data: nested dicts of float32 NumPy arrays."""
@@ -78,23 +81,36 @@ def read(path) -> Model:
         tensors.pop("prompt_encoder.shared_embedding.positional_embedding", None)  # the same matrix, tied
     expected = {getattr(row, naming): row for row in rows(config)}
     beside = {extra.official: extra.shape for extra in extras(config) if extra.official in tensors}
-    _compare(path, {name: row.torch_shape for name, row in expected.items()} | beside, tensors, beside)
+    scales = packed.scales(expected, tensors, torch=True)
+    _compare(path, {name: row.torch_shape for name, row in expected.items()} | beside, tensors, beside, scales)
     kept = {name: tensors[name] for name in beside}
-    return Model(config, {row.path: _checked(tensors[name], name, path, row) for name, row in expected.items()}, kept)
+    checked = {row.path: _checked(tensors[name], name, path, row, tensors[name + packed.SUFFIX] if name in scales
+                                  else None) for name, row in expected.items()}
+    return Model(config, checked, kept, bool(scales))
 
 
-def write(path, model: Model, naming: str = "official") -> None:
-    """Writes a `.pth`/`.pt`, a `.safetensors` (in either naming) or, for any other name, an Orbax directory."""
+def write(path, model: Model, naming: str = "official", int8: bool = False) -> None:
+    """Writes a `.pth`/`.pt`, a `.safetensors` (in either naming) or, for any other name, an Orbax directory.
+
+    int8: the large weights as int8 with their scales (`convert.int8`), in `.safetensors` and directories; otherwise
+    everything is float32, also of a model that was read from int8.
+    """
     path = Path(path)
+    if int8 and (path.suffix.lower() in (".pth", ".pt") or naming != "official"):
+        raise InputError(f"{path}: int8 weights go into a .safetensors with the official naming or a directory; "
+                         "without int8 any file gets the float32 values that they stand for")
     if naming not in NAMINGS:
         raise InputError(f"naming {naming!r} is none of {', '.join(NAMINGS)}")
     suffix = path.suffix.lower()
     if suffix not in (".pth", ".pt", ".safetensors"):
         if naming != "official":
             raise InputError(f"{path}: the {naming} naming exists in .safetensors and .pth files only")
-        return _write_directory(path, model)
+        return _write_directory(path, model, int8)
     tensors = {_name(row, naming, model.config): _to_torch(row, model.tensors[row.path])
                for row in rows(model.config)}
+    if int8:
+        tensors = dict(part for row in rows(model.config)
+                       for part in packed.split(row.official, model.tensors[row.path], row, torch=True))
     if naming == "official":
         tensors |= _extras_or_zeros(model)
     if suffix == ".safetensors":
@@ -109,8 +125,15 @@ def stored_form(config: SamConfig) -> SamConfig:
     return replace(config, encoder=replace(config.encoder, **{switch: False}))
 
 
-def _compare(path: Path, expected: Mapping[str, tuple], tensors: Mapping[str, Tensor], any_type=()) -> None:
-    """Raises InputError naming everything that differs; those of `any_type` may hold integers."""
+def _compare(path: Path, expected: Mapping[str, tuple], tensors: Mapping[str, Tensor], any_type=(),
+             scales: Mapping[str, tuple] | None = None) -> None:
+    """Raises InputError naming everything that differs.
+
+    Those of `any_type` may hold integers; those of `scales` hold int8, and their scales of such shapes must be there.
+    """
+    scales = scales or {}
+    expected, any_type = dict(expected), {*any_type, *scales}
+    expected |= {name + packed.SUFFIX: shape for name, shape in scales.items()}
     faults = [f"missing {name} {shape}" for name, shape in expected.items() if name not in tensors]
     faults += [f"unknown {name} {tensor.shape}" for name, tensor in tensors.items() if name not in expected]
     for name, shape in expected.items():
@@ -122,14 +145,18 @@ def _compare(path: Path, expected: Mapping[str, tuple], tensors: Mapping[str, Te
         raise InputError(f"{path}: does not fit the model it resembles: {'; '.join(faults)}")
 
 
-def _checked(tensor: Tensor, name: str, path: Path, row: Row | None = None) -> Tensor:
+def _checked(tensor: Tensor, name: str, path: Path, row: Row | None = None, scale: Tensor | None = None) -> Tensor:
     """The tensor in float32, refused where it is not finite; laid out for JAX if a row of the table is given."""
+    lay = KINDS[row.kind].to_jax if row else lambda x: x
+
     def load() -> np.ndarray:
-        with np.errstate(over="ignore"):
-            data = tensor.load().astype(np.float32, copy=False)
+        with np.errstate(over="ignore", invalid="ignore"):
+            data = lay(tensor.load() if scale else tensor.load().astype(np.float32, copy=False))
+            if scale:
+                data = packed.decode(data, lay(scale.load().astype(np.float32, copy=False)))
         if not np.isfinite(data).all():
             raise InputError(f"{path}: {name} holds NaN or infinity; the file is damaged or its training diverged")
-        return np.ascontiguousarray(KINDS[row.kind].to_jax(data)) if row else data
+        return np.ascontiguousarray(data)
 
     return Tensor(row.shape if row else tensor.shape, np.dtype(np.float32), load)
 
@@ -167,11 +194,14 @@ def _read_directory(path: Path) -> Model:
     try:
         if _blocks(config) > len(tensors):
             raise ValueError(f"it lists {_blocks(config)} blocks")
-        expected = {row.path: row.shape for row in rows(config)}
+        expected = {row.path: row for row in rows(config)}
     except (ArithmeticError, TypeError, ValueError, IndexError) as error:
         raise InputError(f"{path}: its config describes no model ({error})") from None
-    _compare(path, expected, tensors)
-    return Model(config, {name: _checked(tensors[name], name, path) for name in expected}, kept)
+    scales = packed.scales(expected, tensors, torch=False)
+    _compare(path, {name: row.shape for name, row in expected.items()}, tensors, scales=scales)
+    checked = {name: _checked(tensors[name], name, path,
+                              scale=tensors[name + packed.SUFFIX] if name in scales else None) for name in expected}
+    return Model(config, checked, kept, bool(scales))
 
 
 def _blocks(config: SamConfig) -> int:
@@ -179,10 +209,14 @@ def _blocks(config: SamConfig) -> int:
     return sum(depths) + config.decoder.depth + config.decoder.masks
 
 
-def _write_directory(path: Path, model: Model) -> None:
+def _write_directory(path: Path, model: Model, int8: bool) -> None:
     from samjax import checkpoint
 
-    checkpoint.save_model(path, model.config, nest(model.tensors), model.extras)
+    tensors = model.tensors
+    if int8:
+        tensors = dict(part for row in rows(model.config)
+                       for part in packed.split(row.path, tensors[row.path], row, torch=False))
+    checkpoint.save_model(path, model.config, nest(tensors), model.extras)
 
 
 def size_of(path) -> int:

@@ -14,6 +14,7 @@ _HOMES = {
     "SamConfig": "samjax.config", "InputError": "samjax.errors",
     "mask_to_logits": "samjax.geometry", "read_image": "samjax.image",
     "normalise": "samjax.predict", "prepare": "samjax.geometry",
+    "quantise": "samjax.model.quantise", "dequantise": "samjax.model.quantise",
 }
 _MODULES = ("data", "embeddings", "evaluate", "export", "parallel", "tiling", "train", "zoom")  # used by name
 __all__ = sorted([*_HOMES, *_MODULES])

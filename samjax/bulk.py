@@ -40,7 +40,8 @@ class Bulk:
 
     @cached_property
     def made_with(self) -> dict:
-        return {"sha256": self.model["sha256"], "dtype": self.model["dtype"], "store": self.store, "shard": self.shard}
+        model = {name: self.model[name] for name in ("sha256", "dtype", "int8") if name in self.model}
+        return {**model, "store": self.store, "shard": self.shard}
 
     @cached_property
     def key(self) -> str:
@@ -72,7 +73,8 @@ class Encoder:
 
 
 def embed(model, paths, out, *, dtype: str = "float32", store: str = "float16", shard: int = 64, restart: bool = False,
-          process: int = 0, processes: int = 1, progress: Callable[[str, str | None], None] | None = None) -> dict:
+          process: int = 0, processes: int = 1, progress: Callable[[str, str | None], None] | None = None,
+          int8: bool = False) -> dict:
     """Writes the embeddings of pictures into a folder, by all devices of this process. Goes on where it was killed.
 
     Args:
@@ -85,6 +87,7 @@ def embed(model, paths, out, *, dtype: str = "float32", store: str = "float16", 
         restart: replace what was made otherwise.
         process, processes: this process embeds every so many-th shard.
         progress: called with each picture's name and None, or the reason why it failed.
+        int8: see `samjax.load` (a `Sam` has its own).
 
     Returns:
         {"images": n, "failures": {name: reason}, "skipped": other files, "done_before": n, "complete": bool}: the
@@ -98,7 +101,7 @@ def embed(model, paths, out, *, dtype: str = "float32", store: str = "float16", 
         raise InputError(f"shard must be a whole number of pictures, not {shard!r}")
     sources, skipped = find_sources([paths] if isinstance(paths, (str, os.PathLike)) else list(paths), out, False)
     check_folder(out)
-    about, open_encoder = _model(model, dtype, store)
+    about, open_encoder = _model(model, dtype, store, int8)
     bulk = Bulk(sources, Path(out), about, store, shard, process, processes)
     failures, before, images = {}, 0, 0
     for name, reason, earlier in run(bulk, open_encoder, restart):
@@ -251,7 +254,7 @@ def _results(sources: list[Source], open_encoder) -> Iterator[tuple[dict, np.nda
             yield {"size": list(encoder.size(hw)), "image_size": list(hw), **reading.mark._asdict()}, features
 
 
-def _model(model, dtype: str, store: str) -> tuple[dict, Callable[[], Encoder]]:
+def _model(model, dtype: str, store: str, int8: bool) -> tuple[dict, Callable[[], Encoder]]:
     """What the index says of a model, and a function that opens it."""
     if not isinstance(model, (str, os.PathLike)):
         config = model.config
@@ -265,13 +268,13 @@ def _model(model, dtype: str, store: str) -> tuple[dict, Callable[[], Encoder]]:
     config = convert.read(path).config
     sha256 = KNOWN[model].sha256 if model in KNOWN else fingerprint(path)
     about = {"name": os.fspath(model), "architecture": config.name, "sha256": sha256, "dtype": dtype}
-    return about, lambda: _encoder(_load(path, dtype), store)
+    return about | ({"int8": True} if int8 else {}), lambda: _encoder(_load(path, dtype, int8), store)
 
 
-def _load(path, dtype: str):
+def _load(path, dtype: str, int8: bool):
     from samjax.predict import load
 
-    return load(path, dtype=dtype)
+    return load(path, dtype=dtype, int8=int8)
 
 
 def _hash(sam) -> str:

@@ -62,7 +62,8 @@ class Job:
 
     out/STEM.json for each source, or with format "coco" out/instances.json, made of out/parts/STEM.json;
     out/STEM_overlay.png and out/STEM_labels.png if asked for; out/manifest.json.
-    model: {"name", "architecture", "sha256", "dtype"}. skipped: files that were passed over, for the manifest.
+    model: {"name", "architecture", "sha256", "dtype"}, and "int8": True where weights were made so. skipped: files that
+    were passed over, for the manifest.
     process, processes: this process does every so many-th picture, from the one of its number on.
     tiling: pictures are gone through in tiles, all of its numbers given.
     """
@@ -85,7 +86,8 @@ class Job:
         settings = to_dict(self.settings)
         del settings["output_mode"]
         tiling = self.tiling._asdict() if self.tiling else {}
-        return {"sha256": self.model["sha256"], "dtype": self.model["dtype"], **settings, **tiling}
+        model = {name: self.model[name] for name in ("sha256", "dtype", "int8") if name in self.model}
+        return {**model, **settings, **tiling}
 
     @cached_property
     def key(self) -> str:

@@ -187,7 +187,7 @@ class Sam:
 
 
 def load(model="mobile_sam", *, dtype: str = "float32", image_size: int | tuple[int, int] | None = None,
-         in_channels: int | None = None, train: bool = False) -> Sam:
+         in_channels: int | None = None, train: bool = False, int8: bool = False) -> Sam:
     """Loads a model.
 
     Args:
@@ -198,14 +198,20 @@ def load(model="mobile_sam", *, dtype: str = "float32", image_size: int | tuple[
             position tables are resized.
         in_channels: channels of the pictures; default 3. The first kernel is adapted.
         train: keeps BatchNorm apart from the convolutions (MobileSAM), as training needs it.
+        int8: holds the large weights as int8 (`samjax.quantise`), for a quarter of the memory; a file of int8 weights
+            (`samjax convert --int8`) is held so in any case. Not together with train.
 
     Raises InputError: unknown name, missing or damaged file, a file of another kind of model.
     """
     import convert
+    from samjax.model.quantise import quantise
     from samjax.model.resize import adapt_channels, resize_positions
     from samjax.weights import resolve
 
     source = convert.read(resolve(model))
+    int8 = int8 or source.int8
+    if int8 and train:
+        raise InputError("int8 weights cannot be trained: load the float32 model, without int8")
     config, params = source.config, source.params()
     try:
         if image_size is not None:
@@ -219,7 +225,7 @@ def load(model="mobile_sam", *, dtype: str = "float32", image_size: int | tuple[
         from samjax.model.fold import fold_batch_norm
 
         config, params = fold_batch_norm(config, params)
-    return Sam(config, jax.device_put(params))
+    return Sam(config, jax.device_put(quantise(params) if int8 else params))
 
 
 def normalise(config: SamConfig, pixels: Array, valid: Array) -> Array:

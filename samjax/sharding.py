@@ -20,7 +20,7 @@ DATA, FSDP = "data", "fsdp"  # the mesh's axes: pictures are divided over both, 
 ROOTS = ("image_encoder", "prompt_encoder", "mask_decoder")
 
 Rules = Sequence[tuple[str, int | None]]
-RULES: Rules = tuple((f"^{pattern}$", dimension) for pattern, dimension in (
+RULES: Rules = tuple((f"^{pattern}(/values|/scale)?$", dimension) for pattern, dimension in (
     # Both encoders.
     (r"image_encoder/.*/(norm\w*)/(scale|bias)", None),
     (r"image_encoder/.*/(qkv|proj|mlp_in|mlp_out)/kernel", -1),

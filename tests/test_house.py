@@ -11,8 +11,8 @@ SOURCES = sorted([*(ROOT / "samjax").rglob("*.py"), *(ROOT / "convert").rglob("*
 LAYERS = ["errors", "config", "ops", "image", "model", "predict", "automatic", "tiling"]
 BESIDE = {  # a module or package, and what of the library it may import
     "errors": set(), "config": set(), "ops": {"errors", "config"},
-    "image": {"errors", "config", "ops"}, "model": {"errors", "config", "ops"},
-    "convert": {"errors", "config", "checkpoint"},  # `model` only for shapes, which the table writes out
+    "image": {"errors", "config", "ops"}, "model": {"errors", "config", "ops", "int8"}, "int8": set(),
+    "convert": {"errors", "config", "checkpoint", "int8"},  # `model` only for shapes, which the table writes out
     "checkpoint": {"errors", "config", "convert"},
     "weights": {"errors", "sources"}, "sources": {"errors"},
     "predict": {"errors", "config", "ops", "image", "model", "convert", "weights", "parallel"},
@@ -88,7 +88,7 @@ def test_heavy_packages_stay_out(path):
     "samjax", "samjax.config", "samjax.errors", "samjax.weights", "samjax.sources", "samjax.cli", "samjax.image",
     "samjax.geometry", "samjax.prompts", "samjax.draw", "samjax.windows", "samjax.spool", "samjax.runs",
     "samjax.seams", "samjax.suppress", "samjax.tiles", "samjax.kept", "samjax.preview", "samjax.job",
-    "samjax.commands.tiles") or module_of(path).startswith(("convert", "samjax.data"))], ids=module_of)
+    "samjax.commands.tiles", "samjax.int8") or module_of(path).startswith(("convert", "samjax.data"))], ids=module_of)
 def test_quick_modules_do_not_import_jax(path):
     assert not {name.split(".")[0] for name in imports(path, everywhere=False)} & {"jax", "flax", "orbax", "optax"}
 

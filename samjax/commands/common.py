@@ -16,6 +16,11 @@ def add_command(subparsers, name: str, run: Callable, summary: str, more: str) -
     return parser
 
 
+def add_int8(parser) -> None:
+    """The option --int8 of commands that load a model."""
+    parser.add_argument("--int8", action="store_true", help="hold the large weights as int8: a quarter of the memory")
+
+
 def emit(text: str) -> None:
     """Writes lines to stdout, whatever its encoding; InputError where it takes no more (a full disk)."""
     sys.stdout.reconfigure(errors="backslashreplace") if hasattr(sys.stdout, "reconfigure") else None

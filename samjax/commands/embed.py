@@ -5,7 +5,7 @@ import json
 import sys
 import time
 
-from samjax.commands.common import add_command, emit, start_jax
+from samjax.commands.common import add_command, add_int8, emit, start_jax
 from samjax.commands.processes import MORE as PROCESSES
 from samjax.commands.processes import add_processes, join, steady
 
@@ -34,6 +34,7 @@ def add(subparsers) -> None:
                         help="a known name (samjax weights) or a file or directory (default: %(default)s)")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32",
                         help="of the computation (default: %(default)s)")
+    add_int8(parser)
     parser.add_argument("--store", choices=("float16", "float32", "bfloat16"), default="float16",
                         help="of the files: 2 MB a picture for a 1024 px model, float32 4 (default: %(default)s)")
     parser.add_argument("--shard", type=int, metavar="N", default=64, help="pictures in a file (default: %(default)s)")
@@ -55,7 +56,8 @@ def run(args) -> int:
     start = time.perf_counter()
     with _progress() as said:
         done = embed(args.model, args.paths, args.out, dtype=args.dtype, store=args.store, shard=args.shard,
-                     restart=args.restart, process=place.process, processes=place.processes, progress=said)
+                     restart=args.restart, process=place.process, processes=place.processes, progress=said,
+                     int8=args.int8)
     seconds = time.perf_counter() - start
     rate = (done["images"] - done["done_before"]) / max(seconds, 1e-9)
     if args.json:

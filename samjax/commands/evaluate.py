@@ -9,7 +9,7 @@ from argparse import ArgumentTypeError
 from pathlib import Path
 
 from samjax.commands import protocols
-from samjax.commands.common import add_command, emit, start_jax
+from samjax.commands.common import add_command, add_int8, emit, start_jax
 from samjax.errors import InputError
 from samjax.outputs import check_folder, write_all
 
@@ -45,6 +45,7 @@ def add(subparsers) -> None:
                         help="a known name (samjax weights) or a file or directory (default: %(default)s)")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32",
                         help="of the computation (default: %(default)s)")
+    add_int8(parser)
     parser.add_argument("--prompt", dest="prompts", metavar="P", action="append", type=_prompt,
                         help="point, box, everything, proposals or edges (repeatable; default: point and box)")
     parser.add_argument("--split", metavar="S", help="train, val or test (default: all that there is)")
@@ -126,7 +127,8 @@ def _model(args) -> tuple[Path, dict]:
     path = resolve(args.model)
     config = convert.read(path).config  # says at once what is wrong with a file
     sha256 = KNOWN[args.model].sha256 if args.model in KNOWN else job.fingerprint(path)
-    return path, {"name": args.model, "architecture": config.name, "sha256": sha256, "dtype": args.dtype}
+    return path, {"name": args.model, "architecture": config.name, "sha256": sha256, "dtype": args.dtype,
+                  **({"int8": True} if args.int8 else {})}
 
 
 def _scores(args, sources, path) -> tuple[list, dict[str, list]]:
@@ -135,7 +137,7 @@ def _scores(args, sources, path) -> tuple[list, dict[str, list]]:
     start_jax()
     from samjax.predict import load
 
-    sam, reports = load(path, dtype=args.dtype), []
+    sam, reports = load(path, dtype=args.dtype, int8=args.int8), []
     prompts = [prompt for prompt in args.prompts if prompt in PROMPTS]
     others = {name: [] for name in protocols.NAMES if name in args.prompts}
     for source in sources:

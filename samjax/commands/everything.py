@@ -7,7 +7,7 @@ import time
 from functools import partial
 from pathlib import Path
 
-from samjax.commands.common import add_command, emit, start_jax
+from samjax.commands.common import add_command, add_int8, emit, start_jax
 from samjax.commands.processes import MORE as PROCESSES
 from samjax.commands.processes import Processes, add_processes, join, steady
 from samjax.commands.tiles import MORE as TILES
@@ -64,6 +64,7 @@ def add(subparsers) -> None:
                         help="a known name (samjax weights) or a file or directory (default: %(default)s)")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32",
                         help="of the computation (default: %(default)s)")
+    add_int8(parser)
     parser.add_argument("--format", choices=("sa1b", "coco"), default="sa1b",
                         help="a JSON for each picture, or one for all (default: %(default)s)")
     parser.add_argument("--overlay", action="store_true", help="also STEM_overlay.png: the picture with its masks")
@@ -102,25 +103,26 @@ def _work(args, sources, skipped, settings, tiling, place: Processes) -> int:
     path = resolve(args.model)
     config = convert.read(path).config  # says at once what is wrong with a file
     sha256 = KNOWN[args.model].sha256 if args.model in KNOWN else job.fingerprint(path)
-    model = {"name": args.model, "architecture": config.name, "sha256": sha256, "dtype": args.dtype}
+    model = {"name": args.model, "architecture": config.name, "sha256": sha256, "dtype": args.dtype,
+             **({"int8": True} if args.int8 else {})}
     if tiling is not None:
         tiling = tiling.resolved(min(config.image_size), settings)
     task = job.Job(sources, Path(args.out), model, settings, args.format, args.overlay, args.label_map, skipped,
                    *place, tiling)
     start = time.perf_counter()
     with meter(len(task.share(place.process)), tiling is not None) as bar:
-        running = job.run(task, lambda: _open(path, args.dtype, task, bar), args.restart)
+        running = job.run(task, lambda: _open(path, args, task, bar), args.restart)
         outcomes = _outcomes(running, bar, tiling is not None)
     _hint(outcomes, tiling, config)
     return _report(args, skipped, outcomes, time.perf_counter() - start)
 
 
-def _open(path, dtype, task, bar):
+def _open(path, args, task, bar):
     """What `job.run` needs of a model."""
     start_jax()
     from samjax.predict import load
 
-    sam = load(path, dtype=dtype)
+    sam = load(path, dtype=args.dtype, int8=args.int8)
     if task.tiling is not None:
         from samjax import huge
 

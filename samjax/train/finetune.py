@@ -103,6 +103,8 @@ class _Job:
         devices = 1 if self.options.sharding == "one" else jax.device_count()
         recipe = make_recipe(self.options, sum(map(len, self.sources["train"])), devices)
         self.stored = convert.read(self.path)
+        if self.stored.int8:
+            raise InputError(f"{self.path} holds int8 weights, which cannot be trained: start from the float32 model")
         self.untuned = load(self.path)
         self._leave_out(recipe)
         if self.options.frozen_encoder:

@@ -15,6 +15,7 @@ from jax import Array, lax
 
 from samjax.config import SamConfig
 from samjax.errors import InputError
+from samjax.model.quantise import check_trainable
 from samjax.model.sam import encode_image
 from samjax.predict import normalise
 from samjax.train import lora
@@ -60,7 +61,10 @@ def init_state(config: SamConfig, recipe: Recipe, params: dict, key: Array, trai
             checkpoint. Where the recipe trains LoRA factors and there are none yet, they are added.
         key: a PRNG key (typed or its two words), the source of all randomness of the run.
         trains: which parameters are trained, by path; in place of recipe.train. Give `make_step` the same.
+
+    Raises InputError if nothing is trained, or weights are int8.
     """
+    check_trainable(params)
     key = jax.random.key_data(key) if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else jnp.asarray(key)
     if recipe.train.startswith("lora") and "lora" not in params:
         seed = jax.random.fold_in(jax.random.wrap_key_data(key), 0x10FA)
