@@ -116,7 +116,7 @@ def summary(found: list[Collective]) -> dict:
             for kind in KINDS if (of_kind := [each for each in found if each.kind == kind])}
 
 
-def unexpected(found: list[Collective], shapes: list[tuple], kinds: set[str]) -> list[str]:
+def unexpected(found: list[Collective], shapes: list[tuple], kinds: set[str], small: int = SMALL) -> list[str]:
     """What is not of the given kinds, or neither small nor of a parameter's size, in words.
 
     shapes: of the parameters. A parameter may be sent whole, or a layer at a time where layers are stacked, and in
@@ -126,7 +126,7 @@ def unexpected(found: list[Collective], shapes: list[tuple], kinds: set[str]) ->
     strange = []
     for each in found:
         parts = [(dtype, shape) for dtype, shape in each.shapes
-                 if math.prod(shape) > SMALL and math.prod(shape) not in sizes]
+                 if math.prod(shape) > small and math.prod(shape) not in sizes]
         if each.kind not in kinds or parts:
             what = ", ".join(f"{dtype}{list(shape)}" for dtype, shape in parts or each.shapes)
             strange.append(f"{each.kind} of {what}, {each.times} times")

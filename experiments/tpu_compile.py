@@ -65,7 +65,8 @@ def read_case(case: Case, folder: Path) -> dict:
 def in_a_process(case: Case, limit: float, folder: Path) -> dict:
     """The record of a case, compiled now unless its text is there; or why there is none."""
     if not (folder / f"{file_name(case)}.json").exists():
-        command, begun = [sys.executable, __file__, "--case", json.dumps(vars(case)), "--keep", folder], time.monotonic()
+        command = [sys.executable, __file__, "--case", json.dumps(vars(case)), "--keep", folder]
+        begun = time.monotonic()
         try:
             status = subprocess.run(command, env=os.environ | environment(), timeout=limit).returncode
         except subprocess.TimeoutExpired:
