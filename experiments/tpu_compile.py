@@ -22,15 +22,22 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "experiments")]
 
 from collectives import collectives, summary, unexpected  # noqa: E402
-from tpu_programs import HBM, Case, cases, environment, program_of, topology_devices  # noqa: E402
+from tpu_programs import (  # noqa: E402
+    HBM,
+    Case,
+    cases,
+    config_of,
+    environment,
+    program_of,
+    sent_shapes,
+    topology_devices,
+)
 
 PARTS = ("argument", "output", "alias", "temp")
 
 
 def compile_case(case: Case, folder: Path):
     """Leaves the compiled program's text and what the compiler says of it; runs in a process of its own."""
-    import jax
-
     begun = time.process_time(), time.perf_counter()
     program, args, params = program_of(case, topology_devices(case.topology))
     lowered = program.trace(*args).lower(lowering_platforms=("tpu",))
@@ -40,7 +47,7 @@ def compile_case(case: Case, folder: Path):
     said = {"trace_cpu_seconds": round(traced - begun[0]), "compile_cpu_seconds": round(time.process_time() - traced),
             "wall_seconds": round(time.perf_counter() - begun[1]),
             "bytes": {part: getattr(compiled.memory_analysis(), f"{part}_size_in_bytes") for part in PARTS},
-            "shapes": [leaf.shape for leaf in jax.tree.leaves(params)]}
+            "shapes": sent_shapes(config_of(case), params)}
     with gzip.open(folder / f"{file_name(case)}.txt.gz", "wt") as file:
         file.write(compiled.as_text())
     (folder / f"{file_name(case)}.json").write_text(json.dumps(said))

@@ -7,7 +7,6 @@ over and rematerialised in the step.
 """
 
 import dataclasses
-import os
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -15,6 +14,9 @@ CHIPS = {"v5e:2x2": 4, "v5e:16x16": 256, "v6e:8x8": 64}
 HBM = {"v5e": 16e9, "v6e": 32e9}  # bytes a chip; sources in scaling.py
 BATCH = {"vit_b": 128, "vit_h": 256}  # of the recipes
 IMAGES, POINTS, OBJECTS = 8, 64, 16  # encoded at once, decoded at once, played at once in the step
+# Chips that hold a state together: 1280 columns over 16 chips are 80 for each, a multiple of a tile's 16 rows. Where the
+# shares are none (48 columns over 4 chips), XLA pads the sums that it scatters, and permutes the shares afterwards.
+GROUP = 16
 
 
 @dataclass(frozen=True)
@@ -63,8 +65,9 @@ def cases() -> list[Case]:
 
 
 def environment() -> dict:
-    """What libtpu needs to describe chips that are not there; set before jax is imported."""
-    return os.environ | {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost"}
+    """What libtpu needs to describe chips that are not there, in several processes; set before it is loaded."""
+    return {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost",
+            "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
 
 
 def topology_devices(topology: str) -> list:
@@ -105,6 +108,18 @@ def parameter_shapes(config):
     return jax.eval_shape(partial(init, config), jax.random.key(0))
 
 
+def sent_shapes(config, params) -> list[tuple]:
+    """Shapes that a step may send: the parameters', and the gradients of position tables before they are folded."""
+    vit, (h, w) = config.encoder, config.grid
+    return [leaf.shape for leaf in _leaves(params)] + [(n, n, vit.width // vit.heads) for n in {vit.window, h, w}]
+
+
+def _leaves(tree) -> list:
+    import jax
+
+    return jax.tree.leaves(tree)
+
+
 def inference_program(case: Case, devices: list, config, _):
     """The library's own: `spread_encoder`, and `decode_points` spread as `samjax.lockstep` does it."""
     import jax
@@ -138,7 +153,7 @@ def step_program(case: Case, devices: list, config, recipe):
     from samjax.train.step import init_state, make_step, training_config
 
     fsdp = case.sharding == "fsdp"
-    run = mesh_step(make_step(config, recipe), make_mesh(len(devices) if fsdp else 1, devices), RULES if fsdp else None)
+    run = mesh_step(make_step(config, recipe), make_mesh(min(GROUP, len(devices)) if fsdp else 1, devices), RULES if fsdp else None)
     params = parameter_shapes(training_config(config, recipe))
     state = jax.eval_shape(lambda params: init_state(config, recipe, params, jax.random.key(0)), params)
     b, n = len(devices) * case.images, recipe.objects
