@@ -14,8 +14,8 @@ CHIPS = {"v5e:2x2": 4, "v5e:16x16": 256, "v6e:8x8": 64}
 HBM = {"v5e": 16e9, "v6e": 32e9}  # bytes a chip; sources in scaling.py
 BATCH = {"vit_b": 128, "vit_h": 256}  # of the recipes
 IMAGES, POINTS, OBJECTS = 8, 64, 16  # encoded at once, decoded at once, played at once in the step
-# Chips that hold a state together: 1280 columns over 16 chips are 80 for each, a multiple of a tile's 16 rows. Where the
-# shares are none (48 columns over 4 chips), XLA pads the sums that it scatters, and permutes the shares afterwards.
+# Chips that hold a state together: 1280 columns over 16 chips are 80 for each, a multiple of a tile's 16 rows. Where
+# shares are no multiple (48 columns over 4 chips), XLA pads the sums that it scatters and permutes the shares after.
 GROUP = 16
 
 
@@ -152,8 +152,8 @@ def step_program(case: Case, devices: list, config, recipe):
     from samjax.sharding import RULES, make_mesh
     from samjax.train.step import init_state, make_step, training_config
 
-    fsdp = case.sharding == "fsdp"
-    run = mesh_step(make_step(config, recipe), make_mesh(min(GROUP, len(devices)) if fsdp else 1, devices), RULES if fsdp else None)
+    group, rules = (min(GROUP, len(devices)), RULES) if case.sharding == "fsdp" else (1, None)
+    run = mesh_step(make_step(config, recipe), make_mesh(group, devices), rules)
     params = parameter_shapes(training_config(config, recipe))
     state = jax.eval_shape(lambda params: init_state(config, recipe, params, jax.random.key(0)), params)
     b, n = len(devices) * case.images, recipe.objects
