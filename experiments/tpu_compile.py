@@ -1,0 +1,124 @@
+"""Compiles samjax's programs for slices of TPUs, without a TPU: do they fit, what do they send, how long does it take?
+
+    python -m venv tpu && . tpu/bin/activate && pip install . "jax[tpu]==0.10.2"
+    python experiments/tpu_compile.py [--only step,vit_h] [--limit 1200] [--keep DIR]
+
+Each case (`tpu_programs.py`) is compiled in a process of its own, which is stopped after --limit seconds. Results are
+written as they come; a rerun goes on with what is missing, --again with what failed too. --keep holds on to the
+programs' texts, which are then read again and not compiled again. Hardware: none but a CPU; a program takes one to
+several minutes of one core (libtpu 0.0.42).
+
+Result: of the cases, ViT-B's encoder (8 images a chip) and its decoder (64 points) for v5e 2x2 have been compiled: 1.7
+and 1.8 GiB of a chip's 16 GB, nothing sent. The others have not been run yet; of the training step only small models
+(tests/tpu).
+"""
+
+import argparse
+import gzip
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "experiments")]
+
+from collectives import collectives, summary, unexpected  # noqa: E402
+from tpu_programs import (  # noqa: E402
+    HBM,
+    Case,
+    cases,
+    config_of,
+    environment,
+    program_of,
+    sent_shapes,
+    topology_devices,
+)
+
+PARTS = ("argument", "output", "alias", "temp")
+
+
+def compile_case(case: Case, folder: Path):
+    """Leaves the compiled program's text and what the compiler says of it; runs in a process of its own."""
+    begun = time.process_time(), time.perf_counter()
+    program, args, params = program_of(case, topology_devices(case.topology))
+    lowered = program.trace(*args).lower(lowering_platforms=("tpu",))
+    traced = time.process_time()
+    print(f"{case.name}: traced in {traced - begun[0]:.0f} s of CPU time", file=sys.stderr, flush=True)
+    compiled = lowered.compile()
+    said = {"trace_cpu_seconds": round(traced - begun[0]), "compile_cpu_seconds": round(time.process_time() - traced),
+            "wall_seconds": round(time.perf_counter() - begun[1]),
+            "bytes": {part: getattr(compiled.memory_analysis(), f"{part}_size_in_bytes") for part in PARTS},
+            "shapes": sent_shapes(config_of(case), params)}
+    with gzip.open(folder / f"{file_name(case)}.txt.gz", "wt") as file:
+        file.write(compiled.as_text())
+    (folder / f"{file_name(case)}.json").write_text(json.dumps(said))
+
+
+def file_name(case: Case) -> str:
+    return case.name.replace(" ", "_").replace(":", "-")
+
+
+def read_case(case: Case, folder: Path) -> dict:
+    """The record of a compiled case."""
+    said = json.loads((folder / f"{file_name(case)}.json").read_text())
+    with gzip.open(folder / f"{file_name(case)}.txt.gz", "rt") as file:
+        found = collectives(file.read())
+    size, shapes = said.pop("bytes"), said.pop("shapes")
+    size["total"] = size["argument"] + size["output"] - size["alias"] + size["temp"]
+    return said | {"gib_per_chip": {part: round(n / 2**30, 2) for part, n in size.items()},
+                   "fits": size["total"] <= HBM[case.topology.split(":")[0]],
+                   "collectives": summary(found), "unexpected": unexpected(found, shapes, case.collectives)}
+
+
+def in_a_process(case: Case, limit: float, folder: Path) -> dict:
+    """The record of a case, compiled now unless its text is there; or why there is none."""
+    if not (folder / f"{file_name(case)}.json").exists():
+        command = [sys.executable, __file__, "--case", json.dumps(vars(case)), "--keep", folder]
+        begun = time.monotonic()
+        try:
+            status = subprocess.run(command, env=os.environ | environment(), timeout=limit).returncode
+        except subprocess.TimeoutExpired:
+            return {"failed": f"not compiled within {limit:.0f} s"}
+        if status:
+            return {"failed": f"status {status} after {time.monotonic() - begun:.0f} s"}
+    return read_case(case, folder)
+
+
+def write(path: Path, values: dict):
+    temporary = path.with_suffix(".part")
+    temporary.write_text(json.dumps(values, indent=1) + "\n")
+    temporary.replace(path)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", default="", help="words that a case's name must hold, with commas between")
+    parser.add_argument("--limit", type=float, default=1200)
+    parser.add_argument("--again", action="store_true", help="cases that failed before too")
+    parser.add_argument("--keep", type=Path, help="directory of the programs' texts")
+    parser.add_argument("--out", type=Path, default=ROOT / "experiments" / "results" / "tpu_compile.json")
+    parser.add_argument("--case", type=json.loads, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.case:
+        compile_case(Case(**args.case), args.keep)
+        return
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = args.keep or Path(temporary)
+        folder.mkdir(parents=True, exist_ok=True)
+        results = json.loads(args.out.read_text()) if args.out.exists() else {}
+        for case in cases():
+            known = results.get(case.name)
+            if (known and not (args.again and "failed" in known)) or not all(
+                    word in case.name for word in args.only.split(",")):
+                continue
+            results[case.name] = vars(case) | {"images_per_chip": case.images} | in_a_process(case, args.limit, folder)
+            write(args.out, results)
+            print(case.name, json.dumps(results[case.name]), flush=True)
+
+
+if __name__ == "__main__":
+    main()

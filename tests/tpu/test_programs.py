@@ -1,0 +1,41 @@
+"""Small programs for a slice of four TPUs: they send gradients and parameters, and nothing else."""
+
+from dataclasses import replace
+
+import pytest
+from collectives import collectives, unexpected
+from tpu_programs import Case, program_of, sent_shapes, topology_devices
+
+from samjax.config import Decoder, SamConfig, ViT
+from samjax.train.recipe import Recipe
+
+pytestmark = [pytest.mark.tpu, pytest.mark.whole]
+CONFIG = SamConfig("custom", ViT(width=64, depth=4, heads=2, global_blocks=(1, 3), window=3, scan=True, remat=True),
+                   Decoder(depth=1, mlp=64), channels=32, image_size=(64, 96), dtype="bfloat16", decode_chunk=2)
+RECIPE = Recipe(objects=2, points=2)
+SMALL = 16  # numbers: sums over the rounds
+
+
+def compiled(case: Case):
+    program, args, params = program_of(case, topology_devices(case.topology), CONFIG, RECIPE)
+    done = program.trace(*args).lower(lowering_platforms=("tpu",)).compile()
+    return collectives(done.as_text()), sent_shapes(CONFIG, params), done.memory_analysis()
+
+
+@pytest.mark.parametrize("sharding", ["data", "fsdp"])
+def test_a_training_step_sends_gradients_and_parameters_only(sharding):
+    case = Case("vit_b", "step", "v5e:2x2", sharding)
+    found, shapes, memory = compiled(case)
+    assert not unexpected(found, shapes, case.collectives, SMALL)
+    kinds = {each.kind for each in found}
+    assert kinds & {"all-reduce", "reduce-scatter"} and ("all-gather" in kinds) == (sharding == "fsdp")
+    assert 0 < memory.argument_size_in_bytes < 2**30
+
+
+@pytest.mark.parametrize("kind", ["encoder", "decoder"])
+def test_inference_sends_nothing(kind):
+    config = replace(CONFIG, encoder=replace(CONFIG.encoder, remat=False))
+    case = Case("vit_b", kind, "v5e:2x2")
+    program, args, _ = program_of(case, topology_devices(case.topology), config, RECIPE)
+    text = program.trace(*args).lower(lowering_platforms=("tpu",)).compile().as_text()
+    assert "ENTRY" in text and not collectives(text)
