@@ -25,7 +25,7 @@ from parity import DATA, ROOT, commit, random_encoder
 
 sys.path.insert(0, str(ROOT))
 BARS = {"mask_iou": 0.97, "set_points": 0.5}
-PICTURES = {"isbi_em": 2, "kvasir_polyp": 6, "coco128seg": 8}  # of the val split, evenly spread
+PICTURES = {"isbi_em": 1, "kvasir_polyp": 6, "coco128seg": 8}  # of the val split, evenly spread
 GOLDENS = (("mobile_sam", ROOT / "examples" / "coffee.jpg", DATA / "mobilesam_coffee.npz"),
            *(("mobile_sam", f"images/{name}.jpg", f"golden/mobilesam_{name}.npz")
              for name in ("truck", "dog", "groceries")),
