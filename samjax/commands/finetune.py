@@ -31,9 +31,10 @@ DIR also holds report.json (untuned and tuned scores), metrics.jsonl, tensorboar
 
 Killed at any moment, the same command goes on. SIGTERM saves and ends with status 0, Ctrl-C saves and ends with 130.
 
-A model that is tuned to one kind of picture forgets others. --mix DATA puts other pictures, such as everyday ones, into
-the training (a quarter of it; --mix-share), and scores their val split as well; --keep X pulls the parameters back to
-where they began.
+A model that is tuned to one kind of picture forgets others. The result is therefore a mixture of the tuned parameters
+and those it began from, as near to these as costs at most a point (--blend). --mix DATA puts other pictures, such as
+everyday ones, into the training (a quarter of it; --mix-share), and scores their val split as well; --keep X pulls the
+parameters back to where they began.
 
 examples:
   samjax finetune cracks --out tuned
@@ -62,6 +63,8 @@ NUMBERS = {
         ("mask-size", int, 0, "side of the grid that losses are computed on, a multiple of the default 256"),
         ("average", float, 0.99, "decay of the moving average of the parameters, which is the result; 0: none"),
         ("keep", float, 0.0, "pull towards the parameters at the start; 1 to 30 is sensible"),
+        ("blend", float, 0.0, "how far the result goes from the start to the tuned parameters; 1: all the way "
+                              "(default: the least of 0.25, 0.5, 0.75, 1 that costs at most a point in validation)"),
         ("mix-share", float, 0.25, "share of --mix in the training"),
         ("balance", float, 1.0, "of several DATA each is drawn in proportion to pictures^X; 0: all alike"),
         ("seed", int, 0, "of all that is random"),

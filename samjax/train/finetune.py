@@ -4,7 +4,8 @@
     out/pictures.json   of how many pictures of each source embeddings were made
     out/embeddings/     of all pictures, where the encoder is frozen and nothing is augmented (or options.embeddings)
     out/checkpoints/, metrics.jsonl, tensorboard/, curves.png
-    out/model           the best model so far: `samjax segment --model out`
+    out/model           the best model so far: `samjax segment --model out`; at the end brought nearer to the start
+    out/blend.json      how far
     out/report.json     untuned and tuned scores
 
 Whatever is there is not made again, so a run that ended in any way goes on when it is started again.
@@ -24,6 +25,7 @@ import jax
 import numpy as np
 
 import convert
+from convert.model import nest
 from samjax import checkpoint
 from samjax.config import TinyViT
 from samjax.data import Augment, make_pipeline, with_features
@@ -33,6 +35,7 @@ from samjax.evaluate import score
 from samjax.predict import Sam, load
 from samjax.train import lora
 from samjax.train.anneal import Anneal
+from samjax.train.blend import SHARES, blend, choose
 from samjax.train.loop import Outcome, Plan, train
 from samjax.train.material import Features, Listening, Thinned, embed, names_of, spread, write_json
 from samjax.train.options import Options, make_recipe
@@ -40,8 +43,8 @@ from samjax.train.recipe import Recipe
 from samjax.train.step import training_config
 
 NAMES = {"point": "one point", "point_oracle": "one point, best of three", "box": "box"}
-OWN = ("job.json", "pictures.json", "report.json", "baseline.json", "metrics.jsonl", "curves.png", "embeddings",
-       "checkpoints", "tensorboard", "model")
+OWN = ("job.json", "pictures.json", "report.json", "baseline.json", "blend.json", "metrics.jsonl", "curves.png",
+       "embeddings", "checkpoints", "tensorboard", "model")
 DECODER = ("prompt_encoder", "mask_decoder")
 FEWEST = 16  # pictures of a source that embeddings are made of, however short the time
 STRETCH = 6.0  # a run bounded by minutes trains at least so many times as long as it evaluates
@@ -212,7 +215,9 @@ class _Job:
         minutes = 0.0
         if options.minutes:  # the tuned model is scored as long as the untuned one was
             every = options.evaluate_every or 10
-            minutes = max(options.minutes - (baseline["prepared"] + 2 * baseline["took"]) / 60, 0.3 * options.minutes)
+            looks = 2 if options.blend else 2 + len(SHARES) * min(options.val_objects / options.score_objects, 1.0)
+            minutes = max(options.minutes - (baseline["prepared"] + looks * baseline["took"]) / 60,
+                          0.3 * options.minutes)
         return Plan(save_every=every, evaluate_every=every, keep=2, patience=options.patience, minutes=minutes,
                     sharding=options.sharding, rarely=STRETCH if options.minutes else 0.0,
                     anneal=Anneal(recipe.warmup, options.average, options.keep))
@@ -240,8 +245,6 @@ class _Job:
             tuned = convert.flatten({name: params[name] for name in DECODER})
         else:
             tuned = convert.flatten(lora.merge(params))
-        from convert.model import nest
-
         checkpoint.save_model(self.out / "model", self.stored.config, nest({**self.stored.tensors, **tuned}),
                               self.stored.extras)
 
@@ -266,19 +269,40 @@ class _Job:
                 found[source.name] = _scores(sam, [thin], progress) | {"pictures": len(thin)}
         return found
 
+    def _blend(self, outcome: Outcome) -> float:
+        """Mixes the best model with the one to start from; returns its share. Once, whenever the run was killed."""
+        path, folder = self.out / "blend.json", self.out / "model"
+        with contextlib.suppress(OSError, ValueError):
+            found = json.loads(path.read_text())
+            if found["of"] != _fingerprint(folder):  # the model has been replaced by its mixture already
+                return found["share"]
+        before = {name: tensor.load() for name, tensor in self.stored.tensors.items()}
+        after = {name: tensor.load() for name, tensor in convert.read(folder).tensors.items()}
+        mixed = lambda share: nest(blend(before, after, share))
+        share = self.options.blend or choose(
+            outcome.scores[outcome.best_step]["score"],
+            lambda share: self._evaluate(mixed(share), outcome.best_step)["score"])
+        write_json(path, {"of": _fingerprint(folder), "share": share})
+        if share < 1:
+            checkpoint.save_model(folder, self.stored.config, mixed(share), self.stored.extras)
+            self.say(f"{share:g} of the way from the model to start from to that of step {outcome.best_step} is kept: "
+                     "nearly as good, and less is forgotten (--blend)")
+        return share
+
     def _report(self, outcome: Outcome, baseline: dict, recipe: Recipe) -> dict:
-        tuned, best = baseline["scores"], outcome.best_step
+        tuned, best, share = baseline["scores"], outcome.best_step, 1.0
         if best:
+            share = self._blend(outcome)
             tuned = self._all_scores(load(self.out / "model"), "tuned scores")
             names = [source.name for source in self.sources["val"]]
             if sum(tuned[name]["score"] - baseline["scores"][name]["score"] for name in names) < 0:
                 self.say(f"step {best} was best of the objects that evaluations look at (--val-objects), but is worse "
                          "than no training on more of them (--score-objects): the model to start from is kept")
                 self._keep(self._start(recipe)[1], 0, {})
-                tuned, best = baseline["scores"], 0
+                tuned, best, share = baseline["scores"], 0, 1.0
         report = {"options": self.options.identity(), "untuned": baseline["scores"], "tuned": tuned,
                   "steps": outcome.step, "ended_by": outcome.reason, "best_step": best,
-                  "pictures": sum(map(len, self.sources["train"])), "recipe": recipe_dict(recipe),
+                  "blend": share, "pictures": sum(map(len, self.sources["train"])), "recipe": recipe_dict(recipe),
                   "training_seconds": round(outcome.seconds, 1),
                   "seconds": round(outcome.seconds + baseline["prepared"] + 2 * baseline["took"], 1)}
         write_json(self.out / "report.json", report)

@@ -43,6 +43,7 @@ class Options:
     rounds: int = 0
     mask_size: int = 0
     keep: float = 0.0
+    blend: float = 0.0
     average: float = 0.99
     patience: int = 6
     evaluate_every: int = 0
@@ -66,6 +67,8 @@ class Options:
                 raise InputError(f"--{name.replace('_', '-')} {getattr(self, name)}: it must be 1 or more")
         if not 0 <= self.average < 1:
             raise InputError(f"--average {self.average}: it must be at least 0 and below 1")
+        if not 0 <= self.blend <= 1:
+            raise InputError(f"--blend {self.blend}: it must be from 0 to 1")
         if not 0 <= self.balance <= 1:
             raise InputError(f"--balance {self.balance}: it must be from 0 to 1")
         if not 0 < self.mix_share < 1:

@@ -74,6 +74,20 @@ def test_done_is_done(place, capsys):
     assert main(words(place, "tuned", steps=361)) == 2
 
 
+def test_a_model_is_mixed_once(place):
+    """Also where the run was killed between the mixing and its report."""
+    out = place / "tuned"
+    report, said = ((out / name).read_bytes() for name in ("report.json", "blend.json"))
+    before = convert.flatten(convert.read(out / "model").params())
+    (out / "report.json").unlink()
+    assert main(words(place, "tuned")) == 0
+    assert json.loads((out / "report.json").read_text())["tuned"] == json.loads(report)["tuned"]
+    assert (out / "blend.json").read_bytes() == said
+    after = convert.flatten(convert.read(out / "model").params())
+    assert all(np.array_equal(before[path], after[path]) for path in after)
+    assert json.loads(report)["blend"] in (0.25, 0.5, 0.75, 1)
+
+
 def test_stopped_and_taken_up(place, capsys):
     """SIGTERM ends it with status 0; the same command goes on to the very same model."""
     def stop():
