@@ -92,7 +92,7 @@ def read(path) -> Model:
 def write(path, model: Model, naming: str = "official", int8: bool = False) -> None:
     """Writes a `.pth`/`.pt`, a `.safetensors` (in either naming) or, for any other name, an Orbax directory.
 
-    int8: the large weights as int8 with their scales (`convert.int8`), in `.safetensors` and directories; otherwise
+    int8: large weights as int8 with their scales (`convert.int8`), in `.safetensors` and directories; otherwise
     everything is float32, also of a model that was read from int8.
     """
     path = Path(path)

@@ -368,6 +368,17 @@ def test_weights_offline(capsys, monkeypatch, tmp_path):
     assert not (tmp_path / "cache").exists()
 
 
+def test_int8_weights(work, capsys):
+    """Made when loading, or read from a file of them: the same masks."""
+    assert main([*LINE, "--out", "made", "--int8"]) == 0
+    assert main(["convert", "model.safetensors", "held.safetensors", "--int8"]) == 0
+    line = ["held.safetensors" if part == "model.safetensors" else part for part in LINE]
+    assert main([*line, "--out", "read"]) == 0
+    names = ["photo_mask_0.png", "photo_overlay.png"]
+    assert [(work / "made" / name).read_bytes() for name in names] == [
+        (work / "read" / name).read_bytes() for name in names]
+
+
 def test_convert_there_and_back(work, capsys):
     steps = ["model.safetensors", "a.pth", "b", "c.safetensors", "d.safetensors"]
     for source, target in zip(steps, steps[1:]):

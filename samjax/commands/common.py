@@ -18,7 +18,7 @@ def add_command(subparsers, name: str, run: Callable, summary: str, more: str) -
 
 def add_int8(parser) -> None:
     """The option --int8 of commands that load a model."""
-    parser.add_argument("--int8", action="store_true", help="hold the large weights as int8: a quarter of the memory")
+    parser.add_argument("--int8", action="store_true", help="hold large weights as int8: a quarter of a ViT")
 
 
 def emit(text: str) -> None:

@@ -9,14 +9,14 @@ from samjax.errors import InputError
 MORE = """\
 The formats follow from the names: .pth or .pt, .safetensors; any other DST is a directory written by Orbax.
 SRC may also be a known name (samjax weights). float32 is converted bit for bit, half precision becomes float32.
---int8 writes the large weights as int8 (.safetensors or a directory), which every command then uses as such; without
+--int8 writes large weights as int8 (.safetensors or a directory), which every command then uses as such; without
 it an int8 SRC becomes the float32 that it stands for.
 
 examples:
   samjax convert sam_vit_b_01ec64.pth vit_b                        PyTorch to JAX (an Orbax directory)
   samjax convert vit_b vit_b.pth                                   and back: the official code loads it
   samjax convert vit_h vit_h.safetensors --naming transformers     for transformers' SamModel
-  samjax convert vit_h vit_h.safetensors --int8                    a quarter of the size
+  samjax convert vit_h vit_h.safetensors --int8                    a quarter of its size
 """
 
 
@@ -27,7 +27,7 @@ def add(subparsers) -> None:
     parser.add_argument("--naming", choices=("official", "transformers"), default="official",
                         help="the names of the tensors in DST (default: %(default)s)")
 
-    parser.add_argument("--int8", action="store_true", help="write the large weights as int8")
+    parser.add_argument("--int8", action="store_true", help="write large weights as int8")
 
 
 def run(args) -> None:

@@ -2,7 +2,7 @@
 
 A quantised weight is a leaf of its own kind, `Quantised`. Linen's modules open it where they ask for the parameter, so
 that it becomes float32 inside the compiled program, next to its use: what is held, placed on devices and passed
-around is a quarter. Inference only: nothing can be learned by int8.
+around is a quarter of it. Inference only: int8 has no gradient.
 """
 
 from dataclasses import dataclass

@@ -71,9 +71,11 @@ def finetune(options: Options, path: Path, sources: dict[str, list[Source]], say
 def claim(options: Options, path: Path, names: Sequence[str], restart: bool) -> dict | None:
     """Makes options.out this job's; returns its report if it is done already.
 
-    Raises InputError if another job's files are there, unless `restart`, which removes them (embeddings are kept).
+    Raises InputError if another job's files are there, unless `restart`, which removes them (embeddings are kept), and
+    if the model to start from cannot be trained.
     """
     out = Path(options.out)
+    _read(path)
     job = {"samjax": 1, "options": options.identity(), "init": _fingerprint(path),
            "pictures": hashlib.sha256("\n".join(sorted(names)).encode(errors="surrogateescape")).hexdigest()[:16]}
     job = json.loads(json.dumps(job))
@@ -105,9 +107,7 @@ class _Job:
     def run(self) -> dict:
         devices = 1 if self.options.sharding == "one" else jax.device_count()
         recipe = make_recipe(self.options, sum(map(len, self.sources["train"])), devices)
-        self.stored = convert.read(self.path)
-        if self.stored.int8:
-            raise InputError(f"{self.path} holds int8 weights, which cannot be trained: start from the float32 model")
+        self.stored = _read(self.path)
         self.untuned = load(self.path)
         self._leave_out(recipe)
         if self.options.frozen_encoder:
@@ -333,6 +333,13 @@ def _scores(sam: Sam, sources: Sequence[Source], progress: Callable | None = Non
     rows = [row for source in sources for row in score(sam, source, progress=progress).rows]
     found = {name: 100.0 * sum(row.scores[name] for row in rows) / len(rows) for name in NAMES}
     return {"score": (found["point"] + found["box"]) / 2} | found | {"objects": len(rows)}
+
+
+def _read(path: Path) -> convert.Model:
+    stored = convert.read(path)
+    if stored.int8:
+        raise InputError(f"{path} holds int8 weights, which cannot be trained: start from the float32 model")
+    return stored
 
 
 def _fingerprint(path: Path) -> str:

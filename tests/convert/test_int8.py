@@ -13,6 +13,7 @@ from convert.model import Model, flatten
 from convert.safetensors import read_safetensors, write_safetensors
 from convert.tensor import Tensor
 from convert.torch_file import read_torch
+from samjax.bulk import Bulk
 from samjax.cli import main
 from samjax.errors import InputError
 from samjax.model.quantise import dequantise, is_quantised, quantise
@@ -138,6 +139,21 @@ def test_nothing_is_trained(files):
         samjax.load(files[0] / "int8.safetensors", train=True)
     with pytest.raises(InputError, match="int8 weights cannot be trained"):
         samjax.load(files[0] / "whole.safetensors", train=True, int8=True)
+
+
+def test_fine_tuning_refuses_them_before_it_writes(files, tmp_path):
+    from samjax.train.finetune import claim
+    from samjax.train.options import Options
+
+    with pytest.raises(InputError, match="int8 weights, which cannot be trained"):
+        claim(Options(data=("data",), init="x", out=str(tmp_path / "out")), files[0] / "int8.safetensors", ["a"], False)
+    assert not (tmp_path / "out").exists()
+
+
+def test_jobs_with_int8_weights_are_others(tmp_path):
+    model = {"name": "m", "architecture": "m", "sha256": "0", "dtype": "float32"}
+    plain, held = (Bulk([], tmp_path, about) for about in (model, model | {"int8": True}))
+    assert plain.key != held.key and set(plain.made_with) == {"sha256", "dtype", "store", "shard"}
 
 
 def test_on_the_command_line(files, tmp_path, capsys):
