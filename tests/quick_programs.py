@@ -1,7 +1,7 @@
 """Programs of small models, which run for milliseconds, are made in a moment; imported before anything is compiled.
 
 While $JAX_DISABLE_MOST_OPTIMIZATIONS is set, XLA leaves out its newer code generator for fusions as well: it takes two
-thirds of the time that a training step compiles for, and half of the memory.
+thirds of the time that a training step compiles for.
 """
 
 import os
