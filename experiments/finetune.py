@@ -60,8 +60,8 @@ def main() -> None:
         results.setdefault("sets", {})[name] = {
             "untuned": percent(score(untuned, val)), "tuned": percent(score(tuned, val)),
             "natural": percent(score(tuned, natural)), "steps": report["steps"], "best_step": report["best_step"],
-            "ended_by": report["ended_by"], "pictures": report["pictures"], "seconds": report["seconds"],
-            "options": args.options, "minutes": args.minutes, "commit": commit()}
+            "blend": report["blend"], "ended_by": report["ended_by"], "pictures": report["pictures"],
+            "seconds": report["seconds"], "options": args.options, "minutes": args.minutes, "commit": commit()}
         RESULTS.parent.mkdir(exist_ok=True)
         RESULTS.write_text(json.dumps(results, indent=1) + "\n")
         sheet(untuned, tuned, open_source(args.datasets / name, "val")).save(args.out / f"{name}_before_after.png")

@@ -89,7 +89,7 @@ def whole_folder(folder, names: Collection[str]) -> Iterator[Path]:
     Raises InputError, also for a disk that gets full meanwhile.
     """
     check_whole(folder, names)
-    folder = Path(os.path.abspath(folder))
+    folder = Path(os.path.realpath(folder))  # what a link leads to
     temporary, old = (folder.parent / f".{folder.name}.{uuid.uuid4().hex}{end}" for end in ("", ".old"))
     made = []
     try:

@@ -112,7 +112,7 @@ def _clean(work: Work, mine: bool) -> None:
     """Removes this process's folder and those of processes that are no more, and with the last one all of it."""
     with contextlib.suppress(OSError), work.turn() as sure:
         for folder in work.root.glob("process-*"):
-            with contextlib.suppress(BlockingIOError):
+            with contextlib.suppress(BlockingIOError, FileNotFoundError):
                 gone = sure and not (folder / "lock").exists()  # killed before it had one
                 with contextlib.nullcontext(True) if gone else _locked(folder / "lock", create=False) as free:
                     if free or (mine and folder == work.folder):

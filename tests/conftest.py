@@ -1,5 +1,6 @@
 """What all tests share: eight devices, strict types, small models, real weights, the reference folder."""
 
+import importlib.util
 import os
 import sys
 import tempfile
@@ -20,6 +21,7 @@ from samjax.config import Decoder, SamConfig, TinyViT, ViT
 
 DATA = Path(__file__).parent / "data"
 sys.path.insert(0, str(DATA.parents[1] / "experiments"))  # what tests and experiments share lies there
+collect_ignore = [] if importlib.util.find_spec("libtpu") else ["tpu"]  # these compile for TPUs that are not there
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 if "SAMJAX_TEST_PROGRAMS" not in os.environ:  # the workers of pytest-xdist share their parent's

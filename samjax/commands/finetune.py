@@ -64,7 +64,7 @@ NUMBERS = {
         ("average", float, 0.99, "decay of the moving average of the parameters, which is the result; 0: none"),
         ("keep", float, 0.0, "pull towards the parameters at the start; 1 to 30 is sensible"),
         ("blend", float, 0.0, "how far the result goes from the start to the tuned parameters; 1: all the way "
-                              "(default: the least of 0.25, 0.5, 0.75, 1 that costs at most a point in validation)"),
+                              "(default, 0: the least of 0.25, 0.5, 0.75, 1 that costs at most a point in validation)"),
         ("mix-share", float, 0.25, "share of --mix in the training"),
         ("balance", float, 1.0, "of several DATA each is drawn in proportion to pictures^X; 0: all alike"),
         ("seed", int, 0, "of all that is random"),

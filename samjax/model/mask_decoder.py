@@ -25,31 +25,30 @@ EPS = 1e-5  # in the transformer; the upscaling's norm has 1e-6
 exact = partial(jnp.einsum, precision=lax.Precision.HIGHEST)  # among the few tokens float32 costs nothing
 
 
-@jax.custom_vjp
+@jax.custom_jvp
 def softmax_of_tokens(scores: Array) -> Array:
     """Softmax over axis 2 of (b, n, t, k, p): over the few tokens, at each of the many positions.
 
     Sums over the tokens are written out, so that they run along the positions and vectorise; on a CPU that takes a
-    third of the time of `jax.nn.softmax`, and its gradient a twentieth.
+    third of the time of `jax.nn.softmax`, and its gradient a fifteenth.
     """
-    return _softmax_of_tokens(scores)
+    weights = jnp.exp(scores - _over_tokens(jnp.maximum, jnp.max, scores))
+    return weights / _over_tokens(jnp.add, jnp.sum, weights)
 
 
-def _softmax_of_tokens(scores: Array) -> Array:
-    weights = jnp.exp(scores - _over_tokens(jnp.maximum, scores))
-    return weights / _over_tokens(jnp.add, weights)
+def _over_tokens(operation, whole, x: Array) -> Array:
+    """The result for all tokens, in the place of each: stacked, since a broadcast's gradient is the slow sum again."""
+    t = x.shape[2]
+    if not isinstance(t, int):  # left open, in a program that is exported
+        return whole(x, axis=2, keepdims=True)
+    return jnp.stack([reduce(operation, jnp.unstack(x, axis=2))] * t, axis=2)
 
 
-def _over_tokens(operation, x: Array) -> Array:
-    return reduce(operation, jnp.unstack(x, axis=2))[:, :, None]
-
-
-def _softmax_gradient(weights: Array, gradient: Array) -> tuple[Array]:
-    product = weights * gradient
-    return (product - weights * _over_tokens(jnp.add, product),)
-
-
-softmax_of_tokens.defvjp(lambda scores: (_softmax_of_tokens(scores),) * 2, _softmax_gradient)
+@softmax_of_tokens.defjvp
+def _softmax_tangent(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    weights = softmax_of_tokens(*primals)
+    change = weights * tangents[0]
+    return weights, change - weights * _over_tokens(jnp.add, jnp.sum, change)
 
 
 class Attention(nn.Module):

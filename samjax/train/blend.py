@@ -1,7 +1,7 @@
 """Part of the way back: a tuned model's parameters mixed with those it began from (WiSE-FT of Wortsman et al., 2022).
 
-A model that has seen little of one kind of picture has moved farther than it had to. Somewhere on the straight line to
-where it began it is often as good on that kind, better from boxes, and has forgotten less of all others.
+A model that has seen little of one kind of picture may have moved farther than it had to. Somewhere on the straight
+line to where it began it can be as good on that kind, and has forgotten less of all others (experiments/finetune.py).
 """
 
 from collections.abc import Callable, Mapping

@@ -12,6 +12,7 @@ Whatever is there is not made again, so a run that ended in any way goes on when
 """
 
 import contextlib
+import dataclasses
 import hashlib
 import json
 import math
@@ -271,40 +272,39 @@ class _Job:
 
     def _blend(self, outcome: Outcome) -> float:
         """Mixes the best model with the one to start from; returns its share. Once, whenever the run was killed."""
-        path, folder = self.out / "blend.json", self.out / "model"
-        with contextlib.suppress(OSError, ValueError):
+        path, folder, step = self.out / "blend.json", self.out / "model", outcome.best_step
+        with contextlib.suppress(OSError, ValueError, KeyError):
             found = json.loads(path.read_text())
-            if found["of"] != _fingerprint(folder):  # the model has been replaced by its mixture already
-                return found["share"]
+            if found["step"] == step and found["of"] != _fingerprint(folder):
+                return found["share"]  # the model has been replaced by its mixture already
         before = {name: tensor.load() for name, tensor in self.stored.tensors.items()}
         after = {name: tensor.load() for name, tensor in convert.read(folder).tensors.items()}
         mixed = lambda share: nest(blend(before, after, share))
-        share = self.options.blend or choose(
-            outcome.scores[outcome.best_step]["score"],
-            lambda share: self._evaluate(mixed(share), outcome.best_step)["score"])
-        write_json(path, {"of": _fingerprint(folder), "share": share})
+        share = self.options.blend or choose(outcome.scores[step]["score"],
+                                             lambda share: self._evaluate(mixed(share), step)["score"])
+        write_json(path, {"step": step, "of": _fingerprint(folder), "share": share})
         if share < 1:
             checkpoint.save_model(folder, self.stored.config, mixed(share), self.stored.extras)
-            self.say(f"{share:g} of the way from the model to start from to that of step {outcome.best_step} is kept: "
-                     "nearly as good, and less is forgotten (--blend)")
+            self.say(f"{share:g} of the way from the model to start from to that of step {step} is kept (--blend)")
         return share
 
     def _report(self, outcome: Outcome, baseline: dict, recipe: Recipe) -> dict:
-        tuned, best, share = baseline["scores"], outcome.best_step, 1.0
+        begun, tuned, best, share = time.perf_counter(), baseline["scores"], outcome.best_step, 1.0
         if best:
             share = self._blend(outcome)
             tuned = self._all_scores(load(self.out / "model"), "tuned scores")
             names = [source.name for source in self.sources["val"]]
-            if sum(tuned[name]["score"] - baseline["scores"][name]["score"] for name in names) < 0:
-                self.say(f"step {best} was best of the objects that evaluations look at (--val-objects), but is worse "
-                         "than no training on more of them (--score-objects): the model to start from is kept")
+            if sum(tuned[name]["score"] - baseline["scores"][name]["score"] for name in names) <= 0:
+                self.say(f"step {best} was best of the objects that evaluations look at (--val-objects), but is no "
+                         "better than no training on more of them (--score-objects): the model to start from is kept")
                 self._keep(self._start(recipe)[1], 0, {})
                 tuned, best, share = baseline["scores"], 0, 1.0
         report = {"options": self.options.identity(), "untuned": baseline["scores"], "tuned": tuned,
                   "steps": outcome.step, "ended_by": outcome.reason, "best_step": best,
                   "blend": share, "pictures": sum(map(len, self.sources["train"])), "recipe": recipe_dict(recipe),
                   "training_seconds": round(outcome.seconds, 1),
-                  "seconds": round(outcome.seconds + baseline["prepared"] + 2 * baseline["took"], 1)}
+                  "seconds": round(outcome.seconds + baseline["prepared"] + baseline["took"]
+                                   + time.perf_counter() - begun, 1)}
         write_json(self.out / "report.json", report)
         return report
 
@@ -355,8 +355,10 @@ def _finished(out: Path) -> dict | None:
 
 
 def _changes(then: dict, now: dict) -> list[str]:
-    changes = [f"{name.replace('_', '-')} was {then['options'].get(name)}, now {value}"
-               for name, value in now["options"].items() if then["options"].get(name) != value]
+    usual = {field.name: field.default for field in dataclasses.fields(Options)}  # of options that there were not
+    before = {name: then["options"].get(name, usual.get(name)) for name in now["options"]}
+    changes = [f"{name.replace('_', '-')} was {before[name]}, now {value}"
+               for name, value in now["options"].items() if before[name] != value]
     if then["init"] != now["init"]:
         changes.append("the model to start from has changed")
     if then["pictures"] != now["pictures"] and not changes:

@@ -1,14 +1,21 @@
-"""Small programs for a slice of four TPUs: they send gradients and parameters, and nothing else."""
+"""Small programs for a slice of four TPUs: they send gradients and parameters, and nothing else.
 
+They are compiled without a TPU, by libtpu; where it is not installed these tests are not collected.
+
+    python -m venv tpu && . tpu/bin/activate && pip install ".[test]" "jax[tpu]==0.10.2" && python -m pytest tests/tpu
+"""
+
+import os
 from dataclasses import replace
 
 import pytest
 from collectives import collectives, unexpected
-from tpu_programs import Case, program_of, sent_shapes, topology_devices
+from tpu_programs import Case, environment, program_of, sent_shapes, topology_devices
 
 from samjax.config import Decoder, SamConfig, ViT
 from samjax.train.recipe import Recipe
 
+os.environ.update(environment())  # before libtpu is loaded
 pytestmark = [pytest.mark.tpu, pytest.mark.whole]
 CONFIG = SamConfig("custom", ViT(width=64, depth=4, heads=2, global_blocks=(1, 3), window=3, scan=True, remat=True),
                    Decoder(depth=1, mlp=64), channels=32, image_size=(64, 96), dtype="bfloat16", decode_chunk=2)
