@@ -115,7 +115,8 @@ class MeshStep:
         def gather(path, x):
             return jax.lax.with_sharding_constraint(x, self._everywhere) if key_name(path[0]) == "params" else x
 
-        return self.step(jax.tree_util.tree_map_with_path(gather, state), batch)
+        with jax.sharding.use_abstract_mesh(self.mesh.abstract_mesh):  # fused attention divides its batch over it
+            return self.step(jax.tree_util.tree_map_with_path(gather, state), batch)
 
     def fetch(self, tree):
         """One copy of a tree of global arrays, whole, as NumPy; all processes must call it together."""

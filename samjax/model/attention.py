@@ -32,7 +32,7 @@ def attend(q: Array, k: Array, v: Array, rel_h: Array, rel_w: Array, implementat
     if implementation == "auto":
         implementation = chosen(q, jax.default_backend())
     if implementation not in IMPLEMENTATIONS:
-        raise ValueError(f"attention {implementation!r} is none of {', '.join(['auto', *IMPLEMENTATIONS])}")
+        raise ValueError(f"attention {implementation!r} is none of {', '.join([*IMPLEMENTATIONS, 'auto'])}")
     return IMPLEMENTATIONS[implementation](q, k, v, rel_h.astype(q.dtype), rel_w.astype(q.dtype))
 
 

@@ -27,7 +27,7 @@ def folded(q: Array, k: Array, v: Array, rel_h: Array, rel_w: Array, implementat
     """
     h, w = q.shape[1:3]
     scaled, bias_h, bias_w = terms(q, rel_h, rel_w)
-    # The query first: the sums that bfloat16 rounds stay small while the terms, the larger part, come last.
+    # The query first: in bfloat16 it is more accurate than the terms first.
     q = jnp.concatenate([scaled, bias_h.astype(q.dtype), bias_w.astype(q.dtype)], -1)
     ones = jnp.broadcast_to(_positions(h, w).astype(k.dtype)[:, :, None], (*k.shape[:4], h + w))
     k = jnp.concatenate([k, ones], -1)

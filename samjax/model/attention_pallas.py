@@ -10,13 +10,14 @@ are kept. This file holds what they share: derivatives, `vmap`, and devices that
 """
 
 from functools import lru_cache, partial
+from math import prod
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
 from jax.custom_batching import custom_vmap
 from jax.experimental.custom_partitioning import custom_partitioning
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from samjax.errors import InputError
 from samjax.model import attention_gpu, attention_tpu
@@ -78,15 +79,13 @@ _fused.defvjp(_forward, _backward)
 def _operation(name: str, implementation: str):
     """A pass of the kernels: arrays (b, ...) to arrays (b, ...), under vmap and over devices that divide b."""
     interpret = implementation.startswith("interpret")
-    run = partial(_platforms, {platform: partial(getattr(module, name), interpret=interpret)
-                               for platform, module in KERNELS[implementation].items()})
-    return _mappable(_divisible(lambda *arrays: run(*arrays)))
-
-
-def _platforms(functions: dict, *arrays):
-    if "default" in functions:
-        return functions["default"](*arrays)
-    return lax.platform_dependent(*arrays, **functions)
+    functions = {}
+    for platform, module in KERNELS[implementation].items():
+        function = partial(getattr(module, name), interpret=interpret)
+        # TPU's compiler knows no custom partitioning (jax issue 38196): there `_mapped` has to do, or JAX refuses.
+        functions[platform] = function if module is attention_tpu else _divisible(function)
+    run = functions.get("default", lambda *arrays: lax.platform_dependent(*arrays, **functions))
+    return _mappable(_mapped(run))
 
 
 def _mappable(function):
@@ -104,12 +103,26 @@ def _mappable(function):
     return mappable
 
 
+def _mapped(function):
+    """Where a mesh is known (`jax.set_mesh`, `parallel.mesh_step`), each of its devices takes its part of the batch."""
+    def call(*arrays):
+        mesh = jax.sharding.get_abstract_mesh()
+        axes = tuple(name for name, kind in zip(mesh.axis_names, mesh.axis_types) if kind == AxisType.Auto)
+        devices = prod(mesh.shape[name] for name in axes)
+        if devices == 1 or arrays[0].shape[0] % devices:
+            return function(*arrays)
+        spec = PartitionSpec(axes)
+        return jax.shard_map(function, in_specs=spec, out_specs=spec, axis_names=set(axes), check_vma=False)(*arrays)
+
+    return call
+
+
 def _divisible(function):
     """A function whose arrays may be divided among devices along b, and are gathered along all else.
 
-    Compilers cannot see into a kernel: without this they would gather the batch on every device, or refuse.
+    Compilers cannot see into a kernel: without this a GPU's would gather the batch on every device.
     """
-    divisible = custom_partitioning(function)
+    divisible = custom_partitioning(lambda *arrays: function(*arrays))  # it takes no keywords, set or not
 
     def partition(mesh, arguments, results):
         spec = arguments[0].sharding.spec
