@@ -1,6 +1,7 @@
 """Models and training states on disk: the only importer of Orbax."""
 
 import contextlib
+import inspect
 import json
 import logging
 import os
@@ -128,7 +129,8 @@ def _checkpointer():
         """Saves `Tensor`s, and restores plain NumPy arrays wherever it runs: a model file belongs to no device."""
 
         def __init__(self):
-            handler = Portions(deepcopy_host_arrays=False)
+            known = inspect.signature(type_handlers.NumpyHandler.__init__).parameters  # not to Orbax 0.11
+            handler = Portions(**{name: False for name in ("deepcopy_host_arrays",) if name in known})
             registry = type_handlers.create_type_handler_registry((Tensor, handler), (np.ndarray, handler))
             super().__init__(type_handler_registry=registry)
 

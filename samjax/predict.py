@@ -239,8 +239,8 @@ def normalise(config: SamConfig, pixels: Array, valid: Array) -> Array:
     if config.normalise == "mean_std":
         x = (x - jnp.array(config.pixel_mean, jnp.float32)) / jnp.array(config.pixel_std, jnp.float32)
     else:
-        low = jnp.min(x, axis=(1, 2, 3), keepdims=True, where=inside, initial=255.0)
-        high = jnp.max(x, axis=(1, 2, 3), keepdims=True, where=inside, initial=0.0)
+        low = jnp.min(jnp.where(inside, x, 255.0), axis=(1, 2, 3), keepdims=True)
+        high = jnp.max(jnp.where(inside, x, 0.0), axis=(1, 2, 3), keepdims=True)
         x = (x - low) / jnp.maximum(high - low, 1e-8)
     return jnp.where(inside, x, 0.0)
 

@@ -9,10 +9,11 @@ import jax
 import numpy as np
 import pytest
 from conftest import random_params
-from test_export import TINY, make_inputs, make_sam
+from test_export import TINY, make_inputs
 
 import convert
 import samjax
+from convert.model import stored_form
 from convert.tensor import Tensor
 from samjax.predict import normalise
 
@@ -23,8 +24,9 @@ def test_equal_to_samjax(tmp_path):
     """Two numbers of pictures and of objects. Converted in a process of its own: jax2onnx changes jax.numpy."""
     pytest.importorskip("jax2onnx")
     onnxruntime = pytest.importorskip("onnxruntime")
-    tensors = {name: Tensor.of(np.asarray(array)) for name, array in convert.flatten(random_params(TINY)).items()}
-    convert.write(tmp_path / "model", convert.Model(TINY, tensors))
+    stored = stored_form(TINY)
+    tensors = {name: Tensor.of(np.asarray(array)) for name, array in convert.flatten(random_params(stored)).items()}
+    convert.write(tmp_path / "model", convert.Model(stored, tensors))
     words = ["export", tmp_path / "model", tmp_path / "out", "--format", "onnx", "--slots", "4"]
     environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
     environment["PYTHONPATH"] = str(Path(samjax.__file__).parents[1])
@@ -34,7 +36,7 @@ def test_equal_to_samjax(tmp_path):
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
         "encoder.onnx", "decoder.onnx", "manifest.json", "README.md"}
 
-    sam = make_sam(TINY)
+    sam = samjax.load(tmp_path / "model")
     encoder, decoder = (onnxruntime.InferenceSession(tmp_path / "out" / f"{part}.onnx") for part in
                         ("encoder", "decoder"))
     for b, n in ((1, 2), (2, 1)):
