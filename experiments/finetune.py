@@ -1,13 +1,13 @@
 """Fine-tuning MobileSAM on sets of professional pictures: val scores, and those of natural scenes, before and after.
 
     python experiments/finetune.py DATASETS OUT [--sets crackforest isbi_em ...] [--minutes 10] [--natural coco128seg]
-                                   [--options "--lr 3e-4 --mix PATH"]
+                                   [--options "--lr 3e-4 --mix PATH"] [--label mixed]
 
 DATASETS is a folder of data sets, each of a layout that `samjax finetune` reads. For each set it runs `samjax finetune`
 (train split; the best on the val split; embeddings are shared, so --options must leave the encoder alone), scores all
 objects of the val splits of the set and of the natural scenes with both models, and draws OUT/SET_before_after.png.
-Everything is collected in experiments/results/finetune.json. Runs that are done already are not done again. Two cores
-of a CPU, minutes as given for each set, at most 20.
+Everything is collected in experiments/results/finetune.json, of runs with a --label as "SET, LABEL". Runs that are
+done already are not done again. Two cores of a CPU, minutes as given for each set, at most 20.
 
 Result: ten minutes each of a busy machine, 20 to 61 steps; one point and box: isbi_em 24 -> 63 and 73.9 -> 77.5;
 cwfid 41 -> 50 and 72.9 -> 72.5; magnetic_tile 47 -> 54 and 75.1 -> 74.6; kolektorsdd 1 -> 49 and 44.7 -> 52.8;
@@ -51,35 +51,37 @@ def main() -> None:
     parser.add_argument("--natural", default="coco128seg")
     parser.add_argument("--minutes", type=float, default=10.0)
     parser.add_argument("--options", default="")
+    parser.add_argument("--label", default="")
     args = parser.parse_args()
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     untuned = samjax.load()
     natural = cached(args, untuned, args.natural)
+    results["natural"] = {"set": args.natural, "untuned": percent(score(untuned, natural))}
     for name in args.sets:
-        report = tune(args, name)
-        tuned, val = samjax.load(str(args.out / name)), cached(args, untuned, name)
-        results.setdefault("natural", {"set": args.natural, "untuned": percent(score(untuned, natural))})
-        results.setdefault("sets", {})[name] = {
+        run = f"{name}, {args.label}" if args.label else name
+        out = args.out / run.replace(", ", "_")
+        report = tune(args, name, out)
+        tuned, val = samjax.load(str(out)), cached(args, untuned, name)
+        results.setdefault("sets", {})[run] = {
             "untuned": percent(score(untuned, val)), "tuned": percent(score(tuned, val)),
             "natural": percent(score(tuned, natural)), "steps": report["steps"], "best_step": report["best_step"],
             "blend": report["blend"], "ended_by": report["ended_by"], "pictures": report["pictures"],
             "seconds": report["seconds"], "options": args.options, "minutes": args.minutes, "commit": commit()}
         RESULTS.parent.mkdir(exist_ok=True)
         RESULTS.write_text(json.dumps(results, indent=1) + "\n")
-        sheet(untuned, tuned, open_source(args.datasets / name, "val")).save(args.out / f"{name}_before_after.png")
-        curves = args.out / name / "curves.png"
-        if curves.exists():
-            shutil.copy(curves, args.out / f"{name}_curves.png")
-        print(row(name, results), flush=True)
+        sheet(untuned, tuned, open_source(args.datasets / name, "val")).save(f"{out}_before_after.png")
+        if (out / "curves.png").exists():
+            shutil.copy(out / "curves.png", f"{out}_curves.png")
+        print(row(run, results), flush=True)
 
 
-def tune(args, name: str) -> dict:
-    words = ["finetune", str(args.datasets / name), "--out", str(args.out / name), "--embeddings",
+def tune(args, name: str, out: Path) -> dict:
+    words = ["finetune", str(args.datasets / name), "--out", str(out), "--embeddings",
              str(args.out / "embeddings"), *shlex.split(args.options)]
     status = samjax_main([*words, "--minutes", str(args.minutes)] if args.minutes else words)
-    if status or not (args.out / name / "report.json").exists():
+    if status or not (out / "report.json").exists():
         sys.exit(f"samjax finetune ended with status {status}")
-    return json.loads((args.out / name / "report.json").read_text())
+    return json.loads((out / "report.json").read_text())
 
 
 def cached(args, sam, name: str):

@@ -32,9 +32,10 @@ DIR also holds report.json (untuned and tuned scores), metrics.jsonl, tensorboar
 Killed at any moment, the same command goes on. SIGTERM saves and ends with status 0, Ctrl-C saves and ends with 130.
 
 A model that is tuned to one kind of picture forgets others. The result is therefore a mixture of the tuned parameters
-and those it began from, as near to these as costs at most a point (--blend). --mix DATA puts other pictures, such as
-everyday ones, into the training (a quarter of it; --mix-share), and scores their val split as well; --keep X pulls the
-parameters back to where they began.
+and those it began from, as near to these as costs at most a point (--blend), and near enough that neither points nor
+boxes are answered worse than before, where that can be had. --mix DATA puts other pictures, such as everyday ones, into
+the training (a quarter of it; --mix-share), and scores their val split as well; --keep X pulls the parameters back to
+where they began.
 
 examples:
   samjax finetune cracks --out tuned

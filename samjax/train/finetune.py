@@ -44,6 +44,7 @@ from samjax.train.recipe import Recipe
 from samjax.train.step import training_config
 
 NAMES = {"point": "one point", "point_oracle": "one point, best of three", "box": "box"}
+KINDS = {"both": ("point", "box"), "point": ("point",), "box": ("box",)}  # of Options.prompts: what they are scored by
 OWN = ("job.json", "pictures.json", "report.json", "baseline.json", "blend.json", "metrics.jsonl", "curves.png",
        "embeddings", "checkpoints", "tensorboard", "model")
 DECODER = ("prompt_encoder", "mask_decoder")
@@ -216,7 +217,8 @@ class _Job:
         minutes = 0.0
         if options.minutes:  # the tuned model is scored as long as the untuned one was
             every = options.evaluate_every or 10
-            looks = 2 if options.blend else 2 + len(SHARES) * min(options.val_objects / options.score_objects, 1.0)
+            tried = 0 if options.blend else len(SHARES) + 1
+            looks = 2 + tried * min(options.val_objects / options.score_objects, 1.0)
             minutes = max(options.minutes - (baseline["prepared"] + looks * baseline["took"]) / 60,
                           0.3 * options.minutes)
         return Plan(save_every=every, evaluate_every=every, keep=2, patience=options.patience, minutes=minutes,
@@ -280,8 +282,8 @@ class _Job:
         before = {name: tensor.load() for name, tensor in self.stored.tensors.items()}
         after = {name: tensor.load() for name, tensor in convert.read(folder).tensors.items()}
         mixed = lambda share: nest(blend(before, after, share))
-        share = self.options.blend or choose(outcome.scores[step]["score"],
-                                             lambda share: self._evaluate(mixed(share), step)["score"])
+        share = self.options.blend or choose(
+            outcome.scores[step], lambda share: self._evaluate(mixed(share), step), KINDS[self.options.prompts])
         write_json(path, {"step": step, "of": _fingerprint(folder), "share": share})
         if share < 1:
             checkpoint.save_model(folder, self.stored.config, mixed(share), self.stored.extras)
