@@ -126,14 +126,23 @@ def samjax_config(bundle, dtype):
 
 
 def samjax_params(config):
-    """Random parameters, made without running the model."""
+    """Random parameters made by NumPy, so that the process holds what one that reads weights does: no program that
+    draws them stays in memory."""
     import functools
 
     import jax
+    import numpy as np
 
     import samjax
 
-    return jax.jit(functools.partial(samjax.init, config))(jax.random.key(0))
+    random = np.random.default_rng(3)
+
+    def draw(path, leaf):
+        z = np.float32(0.02) * random.standard_normal(leaf.shape, np.float32)
+        return 1 + z if path[-1].key == "scale" else z
+
+    shapes = jax.eval_shape(functools.partial(samjax.init, config), jax.random.key(0))
+    return jax.device_put(jax.tree_util.tree_map_with_path(draw, shapes))
 
 
 def encoder_samjax(bundle, dtype="float32"):
