@@ -3,7 +3,6 @@
 import contextlib
 import inspect
 import json
-import logging
 import os
 import shutil
 import uuid
@@ -13,8 +12,10 @@ from pathlib import Path
 
 from samjax.config import SamConfig, from_dict, to_dict
 from samjax.errors import InputError
+from samjax.quiet import quiet
 
 PORTION = 64 << 20
+ORBAX = "absl"  # the logger it reports to
 CONFIG, PARAMS, EXTRAS = "samjax.json", "params", "extras.safetensors"
 
 
@@ -36,7 +37,7 @@ def save_model(path, config: SamConfig, params: Mapping, extras: Mapping) -> Non
     except OSError as error:
         raise InputError(f"{path}: cannot be written ({error.strerror}); choose another place") from None
     try:
-        with _quiet(), _checkpointer() as checkpointer:
+        with quiet(ORBAX), _checkpointer() as checkpointer:
             checkpointer.save(temporary / PARAMS, _as_tensors(params))
         if extras:
             write_safetensors(temporary / EXTRAS, extras)
@@ -78,7 +79,7 @@ def load_model(path) -> tuple[SamConfig, dict, dict]:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path}: its {CONFIG} cannot be used: {str(error).splitlines()[0]}") from None
     try:
-        with _quiet(), _checkpointer() as checkpointer:
+        with quiet(ORBAX), _checkpointer() as checkpointer:
             params = checkpointer.restore(path / PARAMS)
     except Exception as error:  # Orbax and TensorStore raise many types for a damaged directory
         reason = (str(error).splitlines() or [type(error).__name__])[0]
@@ -144,18 +145,6 @@ def _checkpointer():
     return ocp.Checkpointer(NumpyTree())
 
 
-@contextlib.contextmanager
-def _quiet():
-    """Orbax reports on the root logger's level; a command's output belongs to its user."""
-    logger = logging.getLogger("absl")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
-
-
 class Checkpoints:
     """Training states in a folder, one directory a step; a context.
 
@@ -180,7 +169,7 @@ class Checkpoints:
         if self._manager is None:
             return
         try:
-            with _quiet():
+            with quiet(ORBAX):
                 self._manager.close()
         except Exception as error:
             if kind is None:  # what is under way already matters more
@@ -199,7 +188,7 @@ class Checkpoints:
         parts = ocp.args.Composite(state=ocp.args.PyTreeSave(nested), position=ocp.args.JsonSave(position),
                                    meta=ocp.args.JsonSave(meta))
         try:
-            with _quiet():
+            with quiet(ORBAX):
                 manager = self._open()
                 manager.wait_until_finished()
                 manager.save(step, args=parts, metrics=None if score is None else {"score": float(score)}, force=True)
@@ -211,7 +200,7 @@ class Checkpoints:
     def wait(self) -> None:
         """Until all is on the disk. Raises as `save` does."""
         try:
-            with _quiet():
+            with quiet(ORBAX):
                 self._open().wait_until_finished()
         except Exception as error:
             raise self._unwritable(error) from None
@@ -223,11 +212,11 @@ class Checkpoints:
         all others as NumPy. A checkpoint that is damaged is put aside under another name, and the report says so.
         Raises InputError for a checkpoint of something else, or if all are damaged.
         """
-        with _quiet():
+        with quiet(ORBAX):
             steps = sorted(self._open().all_steps(), reverse=True)
         for i, step in enumerate(steps):
             try:
-                with _quiet():
+                with quiet(ORBAX):
                     nested, position, meta = self._read(step, like)
             except Exception as error:
                 reason = (str(error).splitlines() or [type(error).__name__])[0][:150]
@@ -266,7 +255,7 @@ class Checkpoints:
     def _put_aside(self, step: int) -> None:
         with contextlib.suppress(OSError):
             (self.folder / str(step)).rename(self.folder / f"damaged-{step}-{uuid.uuid4().hex[:6]}")
-        with _quiet():
+        with quiet(ORBAX):
             self._open().reload()
 
     def _open(self):

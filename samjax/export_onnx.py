@@ -4,9 +4,7 @@ Pictures (b) and objects (n) stay open as in StableHLO; slots do not, because ja
 costs nothing but the unused slots' time: label -2 masks them out of every attention.
 """
 
-import contextlib
 import importlib.metadata
-import logging
 from pathlib import Path
 from unittest import mock
 
@@ -14,6 +12,7 @@ import jax
 from jax import lax
 
 from samjax.errors import InputError
+from samjax.quiet import quiet
 
 SINGLE = 1_500_000_000  # bytes of weights in one file; protobuf ends at 2 GB, and larger ones get a second file
 
@@ -34,7 +33,7 @@ def write(program, path: Path, slots: int) -> None:
     inputs = [jax.ShapeDtypeStruct(tuple(slots if size == "t" else size for size in i.shape), i.dtype)
               for i in program.inputs]
     small = sum(array.nbytes for array in program.weights.values()) < SINGLE
-    with _quiet(), mock.patch.object(lax, "platform_dependent", _default):
+    with quiet("onnx_ir"), mock.patch.object(lax, "platform_dependent", _default):
         to_onnx(lambda *arrays: program.function(program.weights, *arrays), inputs, model_name=path.stem,
                 return_mode="file", output_path=path, export_mode="web" if small else "standard",
                 input_names=[i.name for i in program.inputs], output_names=[o.name for o in program.outputs])
@@ -43,15 +42,3 @@ def write(program, path: Path, slots: int) -> None:
 def _default(*arrays, default, **_):
     """`lax.platform_dependent` of a program that all platforms share: the form that is not made for XLA on CPUs."""
     return default(*arrays)
-
-
-@contextlib.contextmanager
-def _quiet():
-    """onnx_ir warns of each shape that it works out itself."""
-    logger = logging.getLogger("onnx_ir")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)

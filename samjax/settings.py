@@ -62,7 +62,8 @@ class Settings:
                  "min_mask_region_area": (0, math.inf), "crop_n_points_downscale_factor": (1, math.inf)}
         if self.points_per_side is not None:
             whole["points_per_side"] = (1, math.inf)
-        real = {"pred_iou_thresh": (-math.inf, math.inf), "stability_score_thresh": (-math.inf, math.inf),
+        # No model predicts more than a little over 1: what is far beyond, such as 88, was meant in percent.
+        real = {"pred_iou_thresh": (-math.inf, 2), "stability_score_thresh": (-math.inf, 2),
                 "stability_score_offset": (0, math.inf), "box_nms_thresh": (0, 1), "crop_nms_thresh": (0, 1),
                 "crop_overlap_ratio": (0, 1), "max_mask_area_fraction": (0, 1)}
         for names, kinds, text in ((whole, (int, np.integer), "a whole number"),
@@ -112,7 +113,7 @@ def to_dict(settings: Settings) -> dict:
 
 def _limits(low: float, high: float) -> str:
     if high < math.inf:
-        return f" of {low:g} to {high:g}"
+        return f" of at most {high:g}" if low == -math.inf else f" of {low:g} to {high:g}"
     return "" if low == -math.inf else f" of at least {low:g}"
 
 

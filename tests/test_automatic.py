@@ -273,9 +273,9 @@ def test_batches_are_of_one_size_and_cover_all_points(sam, monkeypatch, n, batch
 
 def test_one_program_serves_pictures_of_all_sizes(sam):
     programs = lockstep._programs(CONFIG, tuple(lockstep.one_device()))
-    sam.everything(IMAGE, points_per_side=2, pred_iou_thresh=99.0)
+    sam.everything(IMAGE, points_per_side=2, pred_iou_thresh=2.0)
     before = [program.program._cache_size() for program in programs]
-    sam.everything(IMAGE[:50], points_per_side=2, pred_iou_thresh=99.0)
+    sam.everything(IMAGE[:50], points_per_side=2, pred_iou_thresh=2.0)
     assert [program.program._cache_size() for program in programs] == before and min(before[:2]) > 0
 
 
@@ -293,7 +293,7 @@ def test_every_output_mode_holds_the_same_masks(sam, decoder):
 
 def test_a_picture_without_masks_gives_an_empty_list(sam):
     for layers in (0, 1):
-        assert sam.everything(IMAGE, points_per_side=2, pred_iou_thresh=99.0, crop_n_layers=layers,
+        assert sam.everything(IMAGE, points_per_side=2, pred_iou_thresh=2.0, crop_n_layers=layers,
                               min_mask_region_area=5) == []
 
 

@@ -232,6 +232,6 @@ def test_the_command(sam, photos, capsys, monkeypatch):
     assert (summary["images"], summary["skipped"], summary["failures"]) == (5, 1, {"bad.png": "is empty"})
     assert err == "samjax: bad.png: is empty\n"
     assert main(args) == 1
-    assert "5 images, 1 failures, 1 skipped, 5 done before" in capsys.readouterr().out
+    assert "5 images, 1 failure, 1 skipped, 5 done before" in capsys.readouterr().out
     np.testing.assert_allclose(Embeddings("out")["0.png"].features, sam.encode("photos/0.png").features[0], atol=2e-3,
                                rtol=1e-3)

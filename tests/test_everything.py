@@ -588,7 +588,7 @@ WRONG = {
     "unknown": (["photos", "--out", "out", "--threads", "4"], "arguments: --threads 4 (see samjax everything --help)"),
     "no number": (["photos", "--out", "out", "--points-per-side", "many"], "invalid int value: 'many'"),
     "too small": (["photos", "--out", "out", "--points-per-side", "0"], "points_per_side must be a whole number of"),
-    "NaN": (["photos", "--out", "out", "--pred-iou-thresh", "nan"], "pred_iou_thresh must be a number, not nan"),
+    "NaN": (["photos", "--out", "out", "--pred-iou-thresh", "nan"], "pred_iou_thresh must be a number of at most 2"),
     "too many": (["photos", "--out", "out", "--crop-n-layers", "9"], "crop_n_layers must be a whole number of 0 to 5"),
     "model": (["photos", "--out", "out", "--model", "mobilesam"], "did you mean mobile_sam?"),
     "others' files": (["photos", "--out", "busy", *MODEL], "busy/a.json exists and was not written by such a job"),

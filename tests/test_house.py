@@ -13,7 +13,7 @@ BESIDE = {  # a module or package, and what of the library it may import
     "errors": set(), "config": set(), "ops": {"errors", "config"},
     "image": {"errors", "config", "ops"}, "model": {"errors", "config", "ops", "int8"}, "int8": set(),
     "convert": {"errors", "config", "checkpoint", "int8"},  # `model` only for shapes, which the table writes out
-    "checkpoint": {"errors", "config", "convert"},
+    "checkpoint": {"errors", "config", "convert", "quiet"}, "quiet": set(),
     "weights": {"errors", "sources"}, "sources": {"errors"},
     "predict": {"errors", "config", "ops", "image", "model", "convert", "weights", "parallel"},
     "parallel": {"errors"},

@@ -21,6 +21,10 @@ def add_int8(parser) -> None:
     parser.add_argument("--int8", action="store_true", help="hold large weights as int8: a quarter of a ViT")
 
 
+def count(n: int, noun: str) -> str:
+    return f"{n:,} {noun}{'' if n == 1 else 's'}"
+
+
 def emit(text: str) -> None:
     """Writes lines to stdout, whatever its encoding; InputError where it takes no more (a full disk)."""
     sys.stdout.reconfigure(errors="backslashreplace") if hasattr(sys.stdout, "reconfigure") else None

@@ -5,7 +5,7 @@ import json
 import sys
 import time
 
-from samjax.commands.common import add_command, add_int8, emit, start_jax
+from samjax.commands.common import add_command, add_int8, count, emit, start_jax
 from samjax.commands.processes import MORE as PROCESSES
 from samjax.commands.processes import add_processes, join, steady
 
@@ -64,8 +64,8 @@ def run(args) -> int:
         emit(json.dumps({**done, "seconds": round(seconds, 3), "images_per_second": round(rate, 4)}, indent=1))
     else:
         before = f", {done['done_before']} done before" if done["done_before"] else ""
-        emit(f"{done['images']} images, {len(done['failures'])} failures, {done['skipped']} skipped{before}, "
-             f"{rate:.3g} images/s -> {args.out}")
+        emit(f"{count(done['images'], 'image')}, {count(len(done['failures']), 'failure')}, {done['skipped']} skipped"
+             f"{before}, {rate:.3g} images/s -> {args.out}")
     return 1 if done["failures"] else 0
 
 

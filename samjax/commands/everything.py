@@ -7,7 +7,7 @@ import time
 from functools import partial
 from pathlib import Path
 
-from samjax.commands.common import add_command, add_int8, emit, start_jax
+from samjax.commands.common import add_command, add_int8, count, emit, start_jax
 from samjax.commands.processes import MORE as PROCESSES
 from samjax.commands.processes import Processes, add_processes, join, steady
 from samjax.commands.tiles import MORE as TILES
@@ -173,11 +173,7 @@ def _report(args, skipped: int, outcomes, seconds: float) -> int:
                          "skipped": skipped, "done_before": before, "seconds": round(seconds, 3),
                          "images_per_second": round(rate, 4)}, indent=1))
     else:
-        counts = [_count(len(good), "image"), _count(masks, "mask"), _count(len(failed), "failure"),
+        counts = [count(len(good), "image"), count(masks, "mask"), count(len(failed), "failure"),
                   f"{skipped} skipped"] + ([f"{before} done before"] if before else [])
         emit(f"{', '.join(counts)}, {rate:.3g} images/s -> {args.out}")
     return 1 if failed else 0
-
-
-def _count(n: int, noun: str) -> str:
-    return f"{n:,} {noun}{'' if n == 1 else 's'}"
