@@ -107,7 +107,8 @@ def one(args) -> None:
     tiling._decode = lambda *a: points.append(int(a[-1])) or decode(*a)
 
     def progress(done, total):
-        state["windows"] = total
+        state.setdefault("windows", total)
+        state["again"] = total - state["windows"]
         if done % 20 == 0:
             print(f"tile {tile}: window {done} of {total}, {sum(points)} points, "
                   f"{time.perf_counter() - start:.0f} s, {peak() / 1e9:.2f} GB", file=sys.stderr, flush=True)
@@ -115,7 +116,8 @@ def one(args) -> None:
     with open_picture(tiff_path(args)) as picture:
         found = tiling.records(sam, picture, tile=tile, halo=HALO, scale=SCALE, spacing=SPACING, progress=progress)
         masks = tiling.save_sa1b(masks_path(tile, args), found, picture.shape[:2], tiff_path(args).name)
-    numbers = {"tile": tile, "masks": masks, "windows": state["windows"], "encoded": len(encoded),
+    numbers = {"tile": tile, "masks": masks, "windows": state["windows"], "again": state["again"],
+               "encoded": len(encoded),
                "points": sum(points), "seconds": round(time.perf_counter() - start, 1),
                "cpu_seconds": round(time.process_time() - cpu, 1),
                "peak_gb": round(peak() / 1e9, 3)}

@@ -8,7 +8,8 @@ with that window's masks:
   first and that other windows confirm, if all parts of an object agree with each other wherever their windows overlap.
 
 The parts are one object, their union, if what each has along its cut sides is found in others; else all of them go, as
-masks cut by a crop do in the official generator. NumPy only; memory follows the masks' runs, time the number of masks
+masks cut by a crop do in the official generator. What fits into one window can be looked at again, whole
+(`samjax.looks`), and then needs no joining. NumPy only; memory follows the masks' runs, time the number of masks
 that share an overlap.
 """
 
@@ -70,13 +71,31 @@ class Seams:
             if self._pieces.get(other) and pieces:
                 self._compare(window, other)
 
-    def objects(self) -> list[Joined]:
-        """All objects; duplicates are still among them."""
-        found = [_alone(piece) for pieces in self._pieces.values() for piece in pieces if not any(piece.cut)]
+    def doubtful(self) -> list[list[Piece]]:
+        """The fragments that no whole mask holds, each in the group of those that it seems to belong to."""
+        return [[self._piece(name) for name in group] for group in self._groups()]
+
+    def objects(self, again: Sequence[Piece] = ()) -> list[Joined]:
+        """All objects; duplicates are still among them.
+
+        again: masks of further windows (`samjax.looks`). Whole ones are objects too, and a group is not joined if one
+        of its fragments turns out to be a part of one.
+        """
+        again = [piece for piece in again if not any(piece.cut)]
+        whole = [piece for pieces in self._pieces.values() for piece in pieces if not any(piece.cut)]
+        found = [_alone(piece) for piece in (*whole, *again)]
         for group in self._groups():
-            if all(self._continued(name, group) for name in group):
+            if (all(self._continued(name, group) for name in group)
+                    and not any(self._is_part(name, piece) for name in group for piece in again)):
                 found.append(self._join(group))
         return found
+
+    def _is_part(self, name: Name, whole: Piece) -> bool:
+        """Whether a fragment is what its window shows of a whole mask."""
+        piece = self._piece(name)
+        there = clip(whole.runs, self.windows[name[0]])
+        both = shared(piece.runs, there)
+        return both >= self.agreement * (piece.runs.area + there.area - both)
 
     def _join(self, group: Sequence[Name]) -> Joined:
         pieces = [self._piece(name) for name in sorted(group)]  # whatever the order of discovery
@@ -148,7 +167,11 @@ class Seams:
                 a += b
                 for name in b:
                     group_of[name] = a
-        return list({id(group): group for group in group_of.values()}.values())
+        for window, pieces in self._pieces.items():
+            for i, piece in enumerate(pieces):
+                if any(piece.cut) and (window, i) not in self._gone:
+                    group_of.setdefault((window, i), [(window, i)])
+        return sorted({id(group): sorted(group) for group in group_of.values()}.values())
 
     def _agree(self, one: Name, two: Name) -> bool:
         """Whether two pieces may be parts of one object: of one window if they are apart, else if they agree."""

@@ -83,10 +83,15 @@ class Tiling(NamedTuple):
         return Plan(*boxes, halo, scale, spacing)
 
 
+def patch(scale: float) -> int:
+    """The side of the encoder's patch in picture pixels, 1 if that is no whole number: windows start at multiples."""
+    step = PATCH / scale
+    return int(round(step)) if abs(step - round(step)) < 1e-9 and step >= 1 else 1
+
+
 def _steps(tile: int, halo: int, scale: float) -> tuple[int, int, int]:
     """The halo and the side of a core in whole steps, and the step: the encoder's patch, if that is whole pixels."""
-    step = PATCH / scale
-    step = int(round(step)) if abs(step - round(step)) < 1e-9 and step >= 1 else 1
+    step = patch(scale)
     halo = int(halo) // step * step
     return halo, (int(tile) - 2 * halo) // step * step, step
 

@@ -3,8 +3,8 @@
 A picture is read in windows of `tile` pixels a side (`samjax.windows`), neighbours sharing 2 * halo pixels, and each is
 encoded at the same scale, whatever its size. Points lie on one lattice of the whole picture; each is decoded in one
 window only, at least `halo` away from the sides where the picture goes on. What a window cuts is joined with its other
-parts (`samjax.seams`). So an object of up to 2 * halo pixels a side is seen whole somewhere, a larger one is put
-together, and what is found depends little on `tile`, which may follow from memory and speed.
+parts (`samjax.seams`), or seen whole in a further window around them where it fits into one (`samjax.looks`). So what
+is found depends little on `tile`, which may follow from memory and speed.
 
 An object is found if a point of the lattice falls on it: those of 1.5 * spacing across always are.
 
@@ -30,6 +30,7 @@ from samjax import rle, runs, upscale
 from samjax.errors import InputError
 from samjax.geometry import resize
 from samjax.kept import Kept
+from samjax.looks import EDGE, Look, looks
 from samjax.model.sam import Prompts, decode_masks
 from samjax.ops.boxes import nms, xywh
 from samjax.predict import Sam, _batch_size, _encode
@@ -43,7 +44,6 @@ from samjax.windows import Picture, open_picture
 from samjax.zoom import Zoomed, segment
 
 __all__ = ["Kept", "Plan", "Zoomed", "everything", "plan", "records", "save_sa1b", "segment"]
-EDGE = 8  # encoder pixels: a mask that ends this near to its window's side is taken to be cut by it
 
 
 def plan(sam: Sam, image_hw: tuple[int, int], settings: Settings, tile: int, halo: int | None, scale: float,
@@ -66,12 +66,13 @@ def everything(sam: Sam, image, settings: Settings | None = None, *, tile: int |
         tile: a window's side in picture pixels, halos included; tile * scale fits the model's frame (1024). None: as
             large as it allows.
         halo: picture pixels on each side of a tile that it shares with the next (default tile / 8). Objects larger than
-            twice the halo may have to be put together of parts.
+            twice the halo may be cut by every tile: those that fit into a tile are looked at again, in further windows
+            (at most as many as there are tiles), larger ones are put together of parts.
         scale: encoder pixels a picture pixel. Above 1 finds smaller objects, below 1 costs less.
         spacing: of the lattice of points in picture pixels, default 1024 / points_per_side / scale; it starts half a
             spacing from the picture's top left corner.
         agreement: the least IoU, within the overlap of two tiles, of masks that are taken for the same object.
-        progress: called with (windows done, all windows).
+        progress: called with (windows done, all windows); further windows are counted when the tiles are done.
         kept: where the windows that are done are kept, so that work that was cut short is taken up again.
 
     Returns:
@@ -100,15 +101,22 @@ def records(sam: Sam, image, settings: Settings | None = None, *, tile: int | No
     try:
         image_hw = picture.shape[:2]
         layout = tiling.plan(min(sam.config.image_size), image_hw, settings)
-        seams = Seams(layout.windows, agreement, trim=layout.halo // 2)
-        for done, (index, pieces) in enumerate(_windows(sam, picture, layout, settings, kept), start=1):
+        seams, again = Seams(layout.windows, agreement, trim=layout.halo // 2), []
+        before = {} if kept is None else kept.load(image_hw[0])
+        first = [Look(window, layout.points(i)) for i, window in enumerate(layout.windows)]
+        for index, pieces in _windows(sam, picture, first, 0, layout.scale, settings, before, kept):
             seams.add(index, pieces)
             if progress is not None:
-                progress(done, len(layout.windows))
+                progress(index + 1, len(first))
+        second = looks(seams.doubtful(), layout, image_hw)
+        for index, pieces in _windows(sam, picture, second, len(first), layout.scale, settings, before, kept):
+            again += pieces
+            if progress is not None:
+                progress(index + 1, len(first) + len(second))
     finally:
         if picture is not image:
             picture.close()
-    yield from _finished(seams.objects(), layout, image_hw, settings)
+    yield from _finished(seams.objects(again), [*first, *second], image_hw, settings)
 
 
 def save_sa1b(path, found: Iterable[dict], image_hw: tuple[int, int], file_name: str, image_id: int = 0) -> int:
@@ -137,24 +145,22 @@ def save_sa1b(path, found: Iterable[dict], image_hw: tuple[int, int], file_name:
     return number + 1
 
 
-def _windows(sam: Sam, picture: Picture, layout: Plan, settings: Settings,
-             kept: Kept | None) -> Iterator[tuple[int, list[Piece]]]:
-    """(index, its pieces) of each window, in order."""
-    image_hw, every = picture.shape[:2], range(len(layout.windows))
-    before = {} if kept is None else kept.load(image_hw[0])
-    features = _features(sam, picture, layout, [index for index in every if index not in before])
-    for index in every:
+def _windows(sam: Sam, picture: Picture, todo: list[Look], number: int, scale: float, settings: Settings,
+             before: dict[int, list[Piece]], kept: Kept | None) -> Iterator[tuple[int, list[Piece]]]:
+    """(index, its pieces) of each window, in order; indices begin at `number`. before: what was kept by index."""
+    features = _features(sam, picture, scale, [one.window for i, one in enumerate(todo, number) if i not in before])
+    for index, look in enumerate(todo, number):
         if index in before:
             pieces = before.pop(index)
         else:
             one = next(features)
-            pieces = [] if one is None else _in_window(sam, one, layout, index, image_hw, settings)
+            pieces = [] if one is None else _in_window(sam, one, look, index, scale, picture.shape[:2], settings)
             if kept is not None:
                 kept.put(index, pieces)
         yield index, pieces
 
 
-def _features(sam: Sam, picture: Picture, layout: Plan, indices: list[int]) -> Iterator[Array | None]:
+def _features(sam: Sam, picture: Picture, scale: float, windows: list[Box]) -> Iterator[Array | None]:
     """(1, h, w, 256) of each of these windows; None if it is all of one colour. The next ones are read meanwhile."""
     size = _batch_size()
     waiting: list[np.ndarray | None] = []
@@ -163,7 +169,7 @@ def _features(sam: Sam, picture: Picture, layout: Plan, indices: list[int]) -> I
         there = [i for i, pixels in enumerate(waiting) if pixels is not None]
         out = [None] * len(waiting)
         if there:
-            frames, valid = zip(*(_frame(sam, waiting[i], layout.scale) for i in there))
+            frames, valid = zip(*(_frame(sam, waiting[i], scale) for i in there))
             missing = size - len(frames)  # the last batch is filled up, so that it needs no program of its own
             features = _encode(sam.config, sam.params, np.stack(frames + frames[-1:] * missing),
                                np.array(valid + valid[-1:] * missing, np.int32))
@@ -172,11 +178,11 @@ def _features(sam: Sam, picture: Picture, layout: Plan, indices: list[int]) -> I
         return out
 
     with ThreadPoolExecutor(1) as pool:
-        coming = [pool.submit(picture.read, *layout.windows[index]) for index in indices[:1]]
-        for following in [*indices[1:], None][: len(indices)]:
+        coming = [pool.submit(picture.read, *window) for window in windows[:1]]
+        for following in [*windows[1:], None][: len(windows)]:
             pixels = coming.pop().result()
             if following is not None:
-                coming.append(pool.submit(picture.read, *layout.windows[following]))
+                coming.append(pool.submit(picture.read, *following))
             waiting.append(None if (pixels == pixels[0, 0]).all() else pixels)
             if sum(one is not None for one in waiting) in (0, size):
                 yield from encoded()
@@ -197,14 +203,14 @@ def _scaled(hw: tuple[int, int], scale: float) -> tuple[int, int]:
     return tuple(max(1, round(side * scale)) for side in hw)
 
 
-def _in_window(sam: Sam, features: Array, layout: Plan, index: int, image_hw: tuple[int, int],
+def _in_window(sam: Sam, features: Array, look: Look, index: int, scale: float, image_hw: tuple[int, int],
                settings: Settings) -> list[Piece]:
     """The masks of a window after filters and suppression among themselves."""
-    left, top, right, bottom = layout.windows[index]
+    left, top, right, bottom = look.window
     hw = bottom - top, right - left
-    new_hw = _scaled(hw, layout.scale)
+    new_hw = _scaled(hw, scale)
     grid = upscale.axes(sam.config, hw, new_hw)
-    points = layout.points(index)
+    points = look.points
     scaled = (points - (left, top)) * (new_hw[1] / hw[1], new_hw[0] / hw[0])
     found = []
     for start, logits, iou in _decoded(sam, features, scaled.astype(np.float32), settings.points_per_batch):
@@ -216,7 +222,7 @@ def _in_window(sam: Sam, features: Array, layout: Plan, index: int, image_hw: tu
                               upscale.cut(logits[n, m], grid, measure.box)))
     boxes = np.array([box for box, *_ in found], np.int64).reshape(-1, 4)
     keep = nms(boxes, np.array([iou for _, iou, *_ in found], np.float32), settings.box_nms_thresh)
-    margin = math.ceil(EDGE / layout.scale)
+    margin = math.ceil(EDGE / scale)
     pieces = []
     for box, iou, stability, point, cutting in (found[i] for i in keep):
         mask, corner = upscale.render(cutting, grid), box[:2]
@@ -226,7 +232,7 @@ def _in_window(sam: Sam, features: Array, layout: Plan, index: int, image_hw: tu
         place = box[0] + left, box[1] + top, box[2] + left, box[3] + top
         pieces.append(Piece(index, place, runs.of_mask(mask, (corner[0] + left, corner[1] + top), image_hw[0]),
                             float(iou), float(stability), tuple(point.tolist()),
-                            _cut(place, layout.windows[index], image_hw, margin)))
+                            _cut(place, look.window, image_hw, margin)))
     return pieces
 
 
@@ -272,7 +278,7 @@ def _decode(config, params: dict, features: Array, points: Array, count: Array) 
     return lax.fori_loop(0, (count + size - 1) // size, step, empty)
 
 
-def _finished(found: list[Joined], layout: Plan, image_hw: tuple[int, int], settings: Settings) -> Iterator[dict]:
+def _finished(found: list[Joined], seen: list[Look], image_hw: tuple[int, int], settings: Settings) -> Iterator[dict]:
     most = settings.max_mask_area_fraction * image_hw[0] * image_hw[1]
     if settings.max_mask_area_fraction < 1:
         found = [one for one in found if one.runs.area < most]
@@ -280,13 +286,13 @@ def _finished(found: list[Joined], layout: Plan, image_hw: tuple[int, int], sett
     found = [found[i] for i in box_nms(np.array([one.box for one in found]), scores(), settings.box_nms_thresh)]
     found = [found[i] for i in mask_nms([one.runs for one in found], scores(), settings.box_nms_thresh)]
     for i in without_groups([one.runs for one in found], settings.box_nms_thresh):
-        yield _record(found[i], layout, image_hw, settings.output_mode)
+        yield _record(found[i], seen, image_hw, settings.output_mode)
 
 
-def _record(one: Joined, layout: Plan, image_hw: tuple[int, int], mode: str) -> dict:
+def _record(one: Joined, seen: list[Look], image_hw: tuple[int, int], mode: str) -> dict:
     counts = runs.counts(one.runs, image_hw[1])
     size = [int(side) for side in image_hw]
-    windows = np.array([layout.windows[i] for i in one.windows])
+    windows = np.array([seen[i].window for i in one.windows])
     if mode == "binary_mask":
         segmentation = rle.decode(counts, image_hw)
     else:

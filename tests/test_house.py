@@ -23,7 +23,7 @@ BESIDE = {  # a module or package, and what of the library it may import
 # Files that are parts of one of the parts above.
 PARTS = {"geometry": "ops", "resample": "ops", "prompts": "image", "draw": "image", "windows": "image", "tiff": "image",
          "spool": "image", "runs": "ops", "seams": "ops", "suppress": "ops", "zoom": "tiling", "tiles": "tiling",
-         "kept": "tiling", "sharding": "parallel", "lockstep": "automatic"}
+         "kept": "tiling", "looks": "tiling", "sharding": "parallel", "lockstep": "automatic"}
 FACADE = {("samjax.predict", "automatic")}  # Sam.everything, which imports it when called
 HEAVY = {"torch", "safetensors", "torchvision", "transformers", "cv2", "timm", "segment_anything",
          "pycocotools"}

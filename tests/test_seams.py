@@ -93,6 +93,34 @@ def test_other_masks_at_the_seam_do_not_matter():
         assert masks and all((one == disc).all() for one in masks)
 
 
+def test_a_second_look_at_what_was_joined_wrongly():
+    """Two windows take two shapes for one: its parts agree. One shape is seen whole in a window of its own."""
+    a, b = rectangle((60, 20, 200, 60)), rectangle((60, 60, 200, 120))
+    seams = Seams(WINDOWS, 0.6, trim=20)
+    for window in (0, 1):
+        seams.add(window, [seen(window, a | b)])
+    (group,) = seams.doubtful()
+    assert [piece.window for piece in group] == [0, 1]
+    assert [one.runs.area for one in seams.objects()] == [(a | b).sum()]
+
+    def found(mask, cut=(False,) * 4):
+        ys, xs = np.nonzero(mask)
+        box = tuple(int(v) for v in (xs.min(), ys.min(), xs.max(), ys.max()))
+        piece = Piece(len(WINDOWS), box, runs.of_mask(mask, (0, 0), H), 0.9, 0.95, box[:2], cut)
+        return sorted(one.runs.area for one in seams.objects([piece]))
+
+    assert found(b) == [b.sum()]  # six tenths of what either window saw
+    assert found(a) == [a.sum(), (a | b).sum()]  # four tenths are not enough to say that the whole is wrong
+    assert found(b, cut=(False, True, False, False)) == [(a | b).sum()]
+
+
+def test_what_no_other_window_continues_is_in_doubt():
+    lone = seen(0, rectangle((60, 20, 200, 60)))
+    seams = Seams(WINDOWS, 0.6, trim=20)
+    seams.add(0, [lone, seen(0, rectangle((10, 10, 40, 40)))])
+    assert seams.doubtful() == [[lone]] and len(seams.objects()) == 1
+
+
 def test_two_legs_in_one_window_may_be_of_one_object():
     """A bracket whose legs the second window sees as two masks."""
     bracket = rectangle((110, 10, 140, 130), (110, 10, 280, 50), (110, 90, 275, 130))

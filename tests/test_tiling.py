@@ -152,6 +152,28 @@ def test_what_is_cut_and_not_continued_is_left_out(monkeypatch):
     assert tiling.everything(SAM, PICTURE, tile=128, halo=32, spacing=16) == []
 
 
+def test_what_seams_cut_is_seen_whole_in_a_window_of_its_own(monkeypatch):
+    """A disc over the corner of four windows, of whose parts the model makes less than there is: they do not agree."""
+    disc, tile = (400, 300, 80, True), 256
+    oracle = Oracle(monkeypatch, [disc])
+    decode = oracle.decode
+
+    def poor(config, params, features, points, count):
+        logits, iou = decode(config, params, features, points, count)
+        corner = features[0, 0, 0, :2].astype(int) * CELL
+        if any(at - 80 < low + 8 or at + 80 > low + tile - 8 for at, low in zip(disc, corner)):
+            logits[:, :, :, int(corner[0] // 64 % 2)::2] = -100  # stripes that differ from window to window
+        return logits, iou
+
+    monkeypatch.setattr(tiling, "_decode", poor)
+    first = len(tiling.plan(SAM, (H, W), Settings(), tile, 32, 1.0, 16).windows)
+    (record,) = tiling.everything(SAM, PICTURE, tile=tile, halo=32, spacing=16)
+    np.testing.assert_array_equal(rle.to_mask(record["segmentation"]), expected_mask(disc))
+    assert len(oracle.encoded) == first + 1
+    x, y, w, h = record["crop_box"]
+    assert (w, h) == (tile, tile) and x < 320 and y < 220 and x + w > 480 and y + h > 380
+
+
 def test_settings_filter_and_clean(monkeypatch):
     shapes = shapes_at_random(5, 12)
     masks = [expected_mask(shape) for shape in shapes]

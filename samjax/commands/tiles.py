@@ -9,12 +9,13 @@ from samjax.errors import InputError
 
 MORE = """\
 huge pictures: without --tile a picture of any size is shrunk to the model's frame, which for most models is 1024 px
-wide: what is small in it is lost. With --tile it is gone through at full size in tiles that overlap, and objects are
-joined across their seams: what is found depends little on the tiles. N follows from memory and speed, --scale and
---spacing from the objects: one is found if a point falls on it. TIFFs (in tiles or strips) and .npy are read part by
-part, all else is unpacked once into a temporary file ($TMPDIR). Tiles that are done are kept in DIR/unfinished until
-their picture is done: a job that was killed goes on with the next tile. --overlay is reduced to at most 4096 px;
-there are no label maps, and no crops (presets paper and dense). One device works on a picture.
+wide: what is small in it is lost. With --tile it is gone through at full size in tiles that overlap; what their seams
+cut is looked at again in further tiles around it, or joined: what is found depends little on the tiles. N follows from
+memory and speed, --scale and --spacing from the objects: one is found if a point falls on it. TIFFs (in tiles or
+strips) and .npy are read part by part, all else is unpacked once into a temporary file ($TMPDIR). Tiles that are done
+are kept in DIR/unfinished until their picture is done: a job that was killed goes on with the next tile. --overlay is
+reduced to at most 4096 px; there are no label maps, and no crops (presets paper and dense). One device works on a
+picture.
   samjax everything ortho.tif --out masks --tile --overlay
   samjax everything slide.tif --out masks --tile 512 --scale 2       smaller objects, four times the work
   samjax everything ortho.tif --out masks --tile 1536 --scale 2/3    larger ones, half the work
