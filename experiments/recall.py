@@ -8,8 +8,9 @@ experiments/results/recall.json after every picture, and a run that was stopped 
 
 Objects are counted by size too: small ones have less than 1/1000 of the picture's area.
 
-Result so far (a busy machine, so seconds say something beside each other only): of the 78 nuclei in two pictures of
-dsb2018 `fast` finds 71 %, `paper` 91 % in 8 times and `dense` 95 % in 16 times the time. nwpu_vhr10 has been begun.
+Result (a busy machine, so seconds say something beside each other only): of the 78 nuclei in two pictures of dsb2018
+`fast` finds 71 %, `paper` 91 % in 8 times and `dense` 95 % in 16 times the time; of 19 cars, courts, diamonds in three
+pictures of nwpu_vhr10 `fast` 79 %, `paper` and `dense` all, in 19 and 23 times.
 """
 
 import argparse
