@@ -443,13 +443,13 @@ def test_a_failed_save_leaves_the_old_one(directory, vit, tmp_path):
 
 
 def test_damaged_directories_are_refused(directory, tmp_path):
-    """Every file of it cut, emptied, scrambled or taken away."""
+    """Every file of it damaged in two of four ways, in turn: taken away, emptied, cut, scrambled."""
     files = [path for path in sorted(directory.rglob("*")) if path.is_file()]
     assert len(files) > 3
     whole, refused = data(convert.read(directory).tensors), 0
-    for file in files:
+    for i, file in enumerate(files):
         good = file.read_bytes()
-        for bad in (None, b"", good[: len(good) // 2], good[::-1]):
+        for bad in (None, b"", good[: len(good) // 2], good[::-1])[i % 2 :: 2]:
             file.unlink() if bad is None else file.write_bytes(bad)
             try:
                 found = convert.read(directory).params()
@@ -459,7 +459,7 @@ def test_damaged_directories_are_refused(directory, tmp_path):
             else:
                 assert_same(flatten(found), whole)  # what was damaged is not needed
             file.write_bytes(good)
-    assert refused > 3 * 3
+    assert refused > 4
     assert_same(data(convert.read(directory).tensors), whole)
 
 
