@@ -23,8 +23,9 @@ levels (0, 128, 255) are classes, 255 among them. With --masks instances every v
 in DIR/embeddings (2 MB a picture), which is many times faster. --train lora adds low-rank factors to the encoder and
 trains the decoder; they are merged in the result. --train all trains everything.
 
-The best model on the validation data (mean of one-point and box IoU) is DIR/model, from the first evaluation on, and is
-never worse there (on --score-objects of them) than the one to start from:
+The best model on the validation data is DIR/model, from the first evaluation on: by the mean of one-point and box IoU,
+in which what either has lost counts three times. It is never worse there in the mean (on --score-objects of them) than
+the one to start from:
   samjax segment photo.jpg --model DIR --point 100,200
   samjax convert DIR tuned.pth
 DIR also holds report.json (untuned and tuned scores), metrics.jsonl, tensorboard/, curves.png (with matplotlib).
@@ -32,10 +33,9 @@ DIR also holds report.json (untuned and tuned scores), metrics.jsonl, tensorboar
 Killed at any moment, the same command goes on. SIGTERM saves and ends with status 0, Ctrl-C saves and ends with 130.
 
 A model that is tuned to one kind of picture forgets others. The result is therefore a mixture of the tuned parameters
-and those it began from, as near to these as costs at most a point (--blend), and near enough that neither points nor
-boxes are answered worse than before, where that can be had. --mix DATA puts other pictures, such as everyday ones, into
-the training (a quarter of it; --mix-share), and scores their val split as well; --keep X pulls the parameters back to
-where they began.
+and those it began from, as near to these as costs at most a point (--blend). --mix DATA puts other pictures, such as
+everyday ones, into the training (a quarter of it; --mix-share), and scores their val split as well; --keep X pulls the
+parameters back to where they began.
 
 examples:
   samjax finetune cracks --out tuned

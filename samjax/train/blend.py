@@ -4,7 +4,7 @@ A model that has seen little of one kind of picture may have moved farther than 
 line to where it began it can be as good on that kind, and has forgotten less of all others (experiments/finetune.py).
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
@@ -18,15 +18,11 @@ def blend(before: Mapping[str, np.ndarray], after: Mapping[str, np.ndarray], sha
             else ((1 - share) * before[path] + share * value).astype(value.dtype) for path, value in after.items()}
 
 
-def choose(whole: Mapping[str, float], score: Callable[[float], Mapping[str, float]], kinds: Sequence[str]) -> float:
-    """The share to be kept: the least whose "score" is within SLACK of the best.
+def choose(whole: float, score: Callable[[float], float]) -> float:
+    """The share to be kept: the least whose score is within SLACK of the best.
 
-    Only of those that leave none of `kinds`, the scores of the prompts that were trained, lower than at the start, if
-    there are any. whole: the scores of the tuned parameters themselves. score(share) is asked for SHARES, then for 0.
+    whole: the score of the tuned parameters themselves. score(share) is asked for SHARES, in turn.
     """
     scores = {1.0: whole} | {share: score(share) for share in SHARES}
-    start = score(0.0)
-    harmless = {share: found for share, found in scores.items() if all(found[kind] >= start[kind] for kind in kinds)}
-    among = {share: found["score"] for share, found in (harmless or scores).items()}
-    enough = max(among.values()) - SLACK
-    return min(share for share, value in among.items() if value >= enough)
+    enough = max(scores.values()) - SLACK
+    return min(share for share, value in scores.items() if value >= enough)

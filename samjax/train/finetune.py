@@ -4,6 +4,7 @@
     out/pictures.json   of how many pictures of each source embeddings were made
     out/embeddings/     of all pictures, where the encoder is frozen and nothing is augmented (or options.embeddings)
     out/checkpoints/, metrics.jsonl, tensorboard/, curves.png
+    out/start.json      scores before the first step, on the objects that evaluations look at
     out/model           the best model so far: `samjax segment --model out`; at the end brought nearer to the start
     out/blend.json      how far
     out/report.json     untuned and tuned scores
@@ -45,8 +46,9 @@ from samjax.train.step import training_config
 
 NAMES = {"point": "one point", "point_oracle": "one point, best of three", "box": "box"}
 KINDS = {"both": ("point", "box"), "point": ("point",), "box": ("box",)}  # of Options.prompts: what they are scored by
-OWN = ("job.json", "pictures.json", "report.json", "baseline.json", "blend.json", "metrics.jsonl", "curves.png",
-       "embeddings", "checkpoints", "tensorboard", "model")
+HARM = 3.0  # so many times counts what a kind of prompt loses
+OWN = ("job.json", "pictures.json", "report.json", "baseline.json", "start.json", "blend.json", "metrics.jsonl",
+       "curves.png", "embeddings", "checkpoints", "tensorboard", "model")
 DECODER = ("prompt_encoder", "mask_decoder")
 FEWEST = 16  # pictures of a source that embeddings are made of, however short the time
 STRETCH = 6.0  # a run bounded by minutes trains at least so many times as long as it evaluates
@@ -217,7 +219,7 @@ class _Job:
         minutes = 0.0
         if options.minutes:  # the tuned model is scored as long as the untuned one was
             every = options.evaluate_every or 10
-            tried = 0 if options.blend else len(SHARES) + 1
+            tried = 0 if options.blend else len(SHARES)
             looks = 2 + tried * min(options.val_objects / options.score_objects, 1.0)
             minutes = max(options.minutes - (baseline["prepared"] + looks * baseline["took"]) / 60,
                           0.3 * options.minutes)
@@ -238,9 +240,14 @@ class _Job:
 
     def _evaluate(self, params: dict, step: int) -> dict:
         pictures = None if self.options.frozen_encoder else 24
-        scores = _scores(self._tuned(params), [Thinned(source, self.options.val_objects, pictures)
-                                               for source in self.sources["val"]])
-        return {name: value for name, value in scores.items() if name != "objects"}
+        sources = [Thinned(source, self.options.val_objects, pictures) for source in self.sources["val"]]
+        scores, path = _scores(self._tuned(params), sources), self.out / "start.json"
+        try:
+            start = scores if step == 0 else json.loads(path.read_text())
+        except (OSError, ValueError):
+            start = _scores(self.untuned, sources)
+        write_json(path, start)
+        return weighed(scores, start, KINDS[self.options.prompts])
 
     def _keep(self, params: dict, step: int, scores: dict) -> None:
         """Writes the best model so far, in the form that files have."""
@@ -282,8 +289,8 @@ class _Job:
         before = {name: tensor.load() for name, tensor in self.stored.tensors.items()}
         after = {name: tensor.load() for name, tensor in convert.read(folder).tensors.items()}
         mixed = lambda share: nest(blend(before, after, share))
-        share = self.options.blend or choose(
-            outcome.scores[step], lambda share: self._evaluate(mixed(share), step), KINDS[self.options.prompts])
+        share = self.options.blend or choose(outcome.scores[step]["score"],
+                                             lambda share: self._evaluate(mixed(share), step)["score"])
         write_json(path, {"step": step, "of": _fingerprint(folder), "share": share})
         if share < 1:
             checkpoint.save_model(folder, self.stored.config, mixed(share), self.stored.extras)
@@ -295,8 +302,8 @@ class _Job:
         if best:
             share = self._blend(outcome)
             tuned = self._all_scores(load(self.out / "model"), "tuned scores")
-            names = [source.name for source in self.sources["val"]]
-            if sum(tuned[name]["score"] - baseline["scores"][name]["score"] for name in names) <= 0:
+            kinds, names = KINDS[self.options.prompts], [source.name for source in self.sources["val"]]
+            if sum(tuned[name][kind] - baseline["scores"][name][kind] for name in names for kind in kinds) <= 0:
                 self.say(f"step {best} was best of the objects that evaluations look at (--val-objects), but is no "
                          "better than no training on more of them (--score-objects): the model to start from is kept")
                 self._keep(self._start(recipe)[1], 0, {})
@@ -330,11 +337,19 @@ def table(report: dict) -> str:
                                for i, (cell, width) in enumerate(zip(line, widths))).rstrip() for line in lines)
 
 
+def weighed(scores: dict, start: dict, kinds: Sequence[str]) -> dict:
+    """Scores with the one, "score", that the best model is chosen by: the mean over kinds of prompt. What one of them
+    loses to the start counts HARM times, because points may gain ten times what boxes do."""
+    lost = sum(max(start[kind] - scores[kind], 0.0) for kind in kinds)
+    score = (sum(scores[kind] for kind in kinds) - (HARM - 1) * lost) / len(kinds)
+    return {"score": score} | {name: scores[name] for name in NAMES}
+
+
 def _scores(sam: Sam, sources: Sequence[Source], progress: Callable | None = None) -> dict[str, float]:
-    """Mean IoU in percent, means over the objects of all sources; "score": the mean of point and box."""
+    """Mean IoU in percent, means over the objects of all sources, and how many these are."""
     rows = [row for source in sources for row in score(sam, source, progress=progress).rows]
     found = {name: 100.0 * sum(row.scores[name] for row in rows) / len(rows) for name in NAMES}
-    return {"score": (found["point"] + found["box"]) / 2} | found | {"objects": len(rows)}
+    return found | {"objects": len(rows)}
 
 
 def _read(path: Path) -> convert.Model:

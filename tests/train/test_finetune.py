@@ -248,7 +248,17 @@ def test_recipes():
         make_recipe(Options(["d"], "m", "o", batch=6), 100, devices=4)
 
 
+@pytest.mark.parametrize("kinds, point, box, score", [
+    (("point", "box"), 50.0, 75.0, 62.5),  # nothing is lost
+    (("point", "box"), 50.0, 72.0, 61.0 - 2.0),  # two points of boxes: their mean falls by 1, and that thrice
+    (("point",), 50.0, 60.0, 50.0), (("box",), 0.0, 73.0, 73.0 - 2.0)])
+def test_what_is_lost_counts_three_times(kinds, point, box, score):
+    start = {"point": 40.0, "point_oracle": 60.0, "box": 74.0}
+    found = finetune.weighed({"point": point, "point_oracle": 65.0, "box": box, "objects": 9}, start, kinds)
+    assert found == {"score": pytest.approx(score), "point": point, "point_oracle": 65.0, "box": box}
+
+
 def test_table():
-    score = {"score": 20.0, "point": 10.0, "point_oracle": 20.04, "box": 30.0, "pictures": 3, "objects": 7}
+    score = {"point": 10.0, "point_oracle": 20.04, "box": 30.0, "pictures": 3, "objects": 7}
     text = finetune.table({"untuned": {"a": score}, "tuned": {"a": score | {"point": 22.5}}})
     assert text.splitlines()[2].split() == ["one", "point", "10.0", "22.5", "+12.5"]
