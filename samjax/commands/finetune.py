@@ -61,7 +61,7 @@ NUMBERS = {
         ("objects", int, 0, "objects of a picture in a step, drawn at random (default: 4)"),
         ("rounds", int, 0, "predictions for an object: a first prompt, then corrections (default: 2)"),
         ("lora-rank", int, 8, "of the factors, with --train lora"),
-        ("mask-size", int, 0, "side of the grid that losses are computed on, a multiple of the default 256"),
+        ("mask-size", int, 0, "side of the grid that losses are computed on, a multiple of 256 (default: 512)"),
         ("average", float, 0.99, "decay of the moving average of the parameters, which is the result; 0: none"),
         ("keep", float, 0.0, "pull towards the parameters at the start; 1 to 30 is sensible"),
         ("blend", float, 0.0, "how far the result goes from the start to the tuned parameters; 1: all the way "

@@ -46,6 +46,7 @@ from samjax.train.step import training_config
 
 NAMES = {"point": "one point", "point_oracle": "one point, best of three", "box": "box"}
 KINDS = {"both": ("point", "box"), "point": ("point",), "box": ("box",)}  # of Options.prompts: what they are scored by
+FINER = 2  # than the logits is the grid of the losses: on theirs, masks lose what is thin, and boxes get worse
 HARM = 3.0  # so many times counts what a kind of prompt loses
 OWN = ("job.json", "pictures.json", "report.json", "baseline.json", "start.json", "blend.json", "metrics.jsonl",
        "curves.png", "embeddings", "checkpoints", "tensorboard", "model")
@@ -199,8 +200,9 @@ class _Job:
             weights += [options.mix_share / len(sources["mix"])] * len(sources["mix"])
         elif options.balance == 1:
             weights = None  # the same, in order: each picture once before any comes again
+        side = options.mask_size or FINER * config.mask_size[0]
         return make_pipeline(groups, training_config(config, recipe), batch=recipe.batch, objects=recipe.objects,
-                             mask_size=options.mask_size or None, seed=options.seed, weights=weights,
+                             mask_size=side, seed=options.seed, weights=weights,
                              augment=AUGMENT.get(options.augment), workers=options.workers, report=self.say)
 
     def _names(self, k: int, recipe: Recipe, config) -> list[str]:
