@@ -53,7 +53,8 @@ def find_sources(paths: Sequence[str], out, drawing: bool = True) -> tuple[list[
                 found.setdefault(real, (file, _name(file, root)))
     others -= found.keys()
     if not found:
-        raise InputError(f"no pictures in {', '.join(paths)} ({len(others)} other files): give pictures, folders that "
+        raise InputError(f"no pictures in {', '.join(paths)} ({len(others)} other "
+                         f"file{'' if len(others) == 1 else 's'}): give pictures, folders that "
                          "hold some, or patterns")
     return _sources(list(found.values())), len(others)
 

@@ -242,9 +242,16 @@ def _end(job: Job, work: Work, counts: dict, before: dict[str, str]) -> None:
     listed = [{"file": source.name, "reason": failures[source.name]} for source in job.sources
               if source.name in failures]
     whole = _counts(len(good), sum(share["masks"] for share in shares), listed)
-    work.put_json(job.manifest, _manifest(job) | {"complete": True, **whole, "skipped": job.skipped}, indent=1)
+    whole |= {"complete": True, "skipped": job.skipped, **_drawn(job, good)}
+    work.put_json(job.manifest, _manifest(job) | whole, indent=1)
     for i in range(job.processes):
         job.shard(i).unlink(missing_ok=True)
+
+
+def _drawn(job: Job, good: Sequence[Source]) -> dict[str, bool]:
+    """What is drawn of every picture: what was asked for now, and what an earlier run has left."""
+    left = lambda kind: bool(good) and all(job.pictures_of(source, False)[kind].exists() for source in good)
+    return {"overlay": job.overlay or left("overlay"), "label_map": job.label_map or left("labels")}
 
 
 def _share_of(job: Job, process: int, before: dict[str, str]) -> dict | None:

@@ -10,6 +10,7 @@ import numpy as np
 from jax import Array, lax
 
 from samjax.config import SamConfig, TinyViT
+from samjax.embeddings import Embedded
 from samjax.errors import InputError
 from samjax.geometry import masks_to_image, prepare, target_size
 from samjax.image import read_image
@@ -92,12 +93,13 @@ class Sam:
         whole = features[0] if len(features) == 1 else (np if spread else jnp).concatenate(features)
         return Embedding(jnp.asarray(whole), np.array(sizes, np.int32))
 
-    def segment(self, embedding: Embedding, points=None, labels=None, boxes=None, mask_logits=None,
+    def segment(self, embedding: "Embedding | Embedded", points=None, labels=None, boxes=None, mask_logits=None,
                 multimask: bool = True) -> Segmentation:
         """Masks of one picture's objects.
 
         Args:
-            embedding: of one picture (pick one of a batch by its index).
+            embedding: of one picture (pick one of a batch by its index), or an `Embedded` that was read from disk
+                (`samjax.embeddings`).
             points: (t, 2) for one object or (n, t, 2) for n, x before y in the picture's pixels.
             labels: (t,) or (n, t): 1 foreground, 0 background, -2 no point.
             boxes: (4,) or (n, 4), x0, y0, x1, y1.
@@ -109,6 +111,8 @@ class Sam:
         All that are given are combined for each object. Raises InputError. The same compiled program serves any mix
         of prompts up to 8 objects with 8 slots (a point is a slot, a box two), another one up to 64 objects.
         """
+        if isinstance(embedding, Embedded):
+            embedding = Embedding(jnp.asarray(embedding.features)[None], embedding.image_size[None])
         return self.segment_batch(embedding, [dict(points=points, labels=labels, boxes=boxes,
                                                    mask_logits=mask_logits)], multimask)[0]
 

@@ -63,7 +63,7 @@ class Settings:
         if self.points_per_side is not None:
             whole["points_per_side"] = (1, math.inf)
         # No model predicts more than a little over 1: what is far beyond, such as 88, was meant in percent.
-        real = {"pred_iou_thresh": (-math.inf, 2), "stability_score_thresh": (-math.inf, 2),
+        real = {"pred_iou_thresh": (0, 2), "stability_score_thresh": (0, 2),
                 "stability_score_offset": (0, math.inf), "box_nms_thresh": (0, 1), "crop_nms_thresh": (0, 1),
                 "crop_overlap_ratio": (0, 1), "max_mask_area_fraction": (0, 1)}
         for names, kinds, text in ((whole, (int, np.integer), "a whole number"),
@@ -112,9 +112,7 @@ def to_dict(settings: Settings) -> dict:
 
 
 def _limits(low: float, high: float) -> str:
-    if high < math.inf:
-        return f" of at most {high:g}" if low == -math.inf else f" of {low:g} to {high:g}"
-    return "" if low == -math.inf else f" of at least {low:g}"
+    return f" of {low:g} to {high:g}" if high < math.inf else f" of at least {low:g}"
 
 
 def _grids(grids, layers: int) -> tuple[np.ndarray, ...]:

@@ -34,7 +34,8 @@ def box_nms(boxes: np.ndarray, scores: np.ndarray, threshold: float) -> np.ndarr
         both = np.maximum(across, 0) * np.maximum(down, 0)
         with np.errstate(invalid="ignore", divide="ignore"):
             iou = both / (areas[i] + areas[near] - both)
-        return bool((iou.astype(np.float64) > threshold).any())
+        copies = (areas[near] == 0) & (boxes[near] == boxes[i]).all(axis=1) & (threshold < 1)
+        return bool(((iou.astype(np.float64) > threshold) | copies).any())
 
     index = _Nearby(1 - math.log2(max(threshold, 1e-9)))
     return _greedy(scores, index, lambda i: math.log2(sides[i]), cells, duplicates)

@@ -37,7 +37,7 @@ from samjax.predict import Sam, _batch_size, _encode
 from samjax.prompts import FOREGROUND, NOT_A_POINT
 from samjax.regions import bounding_box, clean
 from samjax.seams import Joined, Piece, Seams
-from samjax.settings import Settings
+from samjax.settings import Settings, make_settings
 from samjax.suppress import box_nms, mask_nms, without_groups
 from samjax.tiles import Box, Plan, Tiling
 from samjax.windows import Picture, open_picture
@@ -54,13 +54,14 @@ def plan(sam: Sam, image_hw: tuple[int, int], settings: Settings, tile: int, hal
 
 def everything(sam: Sam, image, settings: Settings | None = None, *, tile: int | None = 1024, halo: int | None = None,
                scale: float = 1.0, spacing: float | None = None, agreement: float = 0.6,
-               progress: Callable[[int, int], None] | None = None, kept: Kept | None = None) -> list[dict]:
+               progress: Callable[[int, int], None] | None = None, kept: Kept | None = None, **values) -> list[dict]:
     """Masks of everything in a picture of any size.
 
     Args:
         image: a path or whatever else `samjax.windows.open_picture` takes; only windows of it are in memory, where its
             format permits.
-        settings: as for `Sam.everything`, without crops. Default: coco_rle as output_mode (a binary mask of 20,000 x
+        settings: a `samjax.settings.Settings` without crops; or give single ones as `values`, by their official names
+            as for `Sam.everything`: then output_mode is "coco_rle" unless it is among them (a binary mask of 20,000 x
             20,000 px is 400 MB; there are as many as objects). points_per_side counts the points on a full frame.
             max_mask_area_fraction is of the whole picture; regions below min_mask_region_area are cleaned in windows.
         tile: a window's side in picture pixels, halos included; tile * scale fits the model's frame (1024). None: as
@@ -87,14 +88,16 @@ def everything(sam: Sam, image, settings: Settings | None = None, *, tile: int |
     Raises InputError.
     """
     return list(records(sam, image, settings, tile=tile, halo=halo, scale=scale, spacing=spacing, agreement=agreement,
-                        progress=progress, kept=kept))
+                        progress=progress, kept=kept, **values))
 
 
 def records(sam: Sam, image, settings: Settings | None = None, *, tile: int | None = 1024, halo: int | None = None,
             scale: float = 1.0, spacing: float | None = None, agreement: float = 0.6,
-            progress: Callable[[int, int], None] | None = None, kept: Kept | None = None) -> Iterator[dict]:
+            progress: Callable[[int, int], None] | None = None, kept: Kept | None = None, **values) -> Iterator[dict]:
     """`everything`, one record at a time: the work is done before the first, but only runs are in memory then."""
-    settings = settings or Settings(output_mode="coco_rle")
+    if settings is not None and values:
+        raise InputError(f"give settings, or {', '.join(values)} by name, not both")
+    settings = settings or make_settings(**{"output_mode": "coco_rle"} | values)
     tiling = Tiling(tile, halo, scale, spacing, agreement)
     tiling.check(settings)
     picture = open_picture(image, sam.config.in_channels)

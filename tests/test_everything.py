@@ -274,6 +274,17 @@ def do(task, restart=False, segment=records_of):
     return list(job.run(task, model_of(segment), restart))
 
 
+def test_the_manifest_tells_what_is_drawn_of_all(work):
+    drawn = lambda: (read("out/manifest.json")["overlay"], read("out/manifest.json")["label_map"])
+    do(a_job(overlay=True))
+    assert drawn() == (True, False)
+    do(a_job())  # nothing is left to do, and what was drawn is still there
+    assert drawn() == (True, False)
+    Path("out/a_overlay.png").unlink()
+    do(a_job())
+    assert drawn() == (False, False)
+
+
 @pytest.mark.parametrize("form", job.FORMATS)
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
 def test_killed_at_every_rename(work, monkeypatch, form, after):
@@ -575,7 +586,8 @@ WRONG = {
     "no such folder": (["photo", "--out", "out"], "photo: no such file or folder"),
     "no such name": (["photos/*.tif", "--out", "out"], "photos/*.tif: no file has such a name"),
     "a NUL": (["a\0b", "--out", "out"], "no such file or folder"),
-    "no pictures": (["papers", "--out", "out"], "no pictures in papers (1 other files)"),
+    "no pictures": (["papers", "--out", "out"], "no pictures in papers (1 other file)"),
+    "no picture": (["papers/notes.txt", "--out", "out"], "papers/notes.txt is not an image"),
     "out is the input": (["photos", "--out", "photos", "--overlay"], "--out photos is the folder that the pictures"),
     "half a place": (["photos", "--out", "out", "--processes", "2"], "--processes and --process go together"),
     "no such process": (["photos", "--out", "out", "--processes", "2", "--process", "2"], "none of 0 to 1"),
@@ -588,7 +600,7 @@ WRONG = {
     "unknown": (["photos", "--out", "out", "--threads", "4"], "arguments: --threads 4 (see samjax everything --help)"),
     "no number": (["photos", "--out", "out", "--points-per-side", "many"], "invalid int value: 'many'"),
     "too small": (["photos", "--out", "out", "--points-per-side", "0"], "points_per_side must be a whole number of"),
-    "NaN": (["photos", "--out", "out", "--pred-iou-thresh", "nan"], "pred_iou_thresh must be a number of at most 2"),
+    "NaN": (["photos", "--out", "out", "--pred-iou-thresh", "nan"], "pred_iou_thresh must be a number of 0 to 2"),
     "too many": (["photos", "--out", "out", "--crop-n-layers", "9"], "crop_n_layers must be a whole number of 0 to 5"),
     "model": (["photos", "--out", "out", "--model", "mobilesam"], "did you mean mobile_sam?"),
     "others' files": (["photos", "--out", "busy", *MODEL], "busy/a.json exists and was not written by such a job"),

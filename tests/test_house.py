@@ -15,7 +15,9 @@ BESIDE = {  # a module or package, and what of the library it may import
     "convert": {"errors", "config", "checkpoint", "int8"},  # `model` only for shapes, which the table writes out
     "checkpoint": {"errors", "config", "convert", "quiet"}, "quiet": set(),
     "weights": {"errors", "sources"}, "sources": {"errors"},
-    "predict": {"errors", "config", "ops", "image", "model", "convert", "weights", "parallel"},
+    "predict": {"errors", "config", "ops", "image", "model", "convert", "weights", "parallel",
+                "embeddings"},
+    "embeddings": {"errors"},
     "parallel": {"errors"},
     "data": {"errors", "config", "ops", "image", "rle", "inputs", "weights"},
     "evaluate": {"errors", "config", "ops", "image", "data", "predict", "upscale", "automatic", "rle"},

@@ -418,6 +418,16 @@ def test_bad_prompts_are_named(small, encoded, given, message):
     assert "\n" not in str(caught.value)
 
 
+def test_what_was_read_from_disk_is_segmented(small, encoded):
+    from samjax.embeddings import Embedded
+
+    prompt = dict(points=[[9, 9]], labels=[1])
+    stored = Embedded(np.asarray(encoded.features[0]), np.int32([0, 0]), encoded.image_sizes[0], "a.png")
+    for one, other in zip(vars(small.segment(stored, **prompt)).values(),
+                          vars(small.segment(encoded[0], **prompt)).values(), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
 def test_points_on_the_border_are_inside(small, encoded):
     small.segment(encoded[0], points=[[0, 0], [70, 50]], labels=[1, 1])
     small.segment(encoded[0], boxes=[-5, -5, 200, 200])  # a box may stick out

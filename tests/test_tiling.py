@@ -187,6 +187,9 @@ def test_settings_filter_and_clean(monkeypatch):
     assert all(record["segmentation"].dtype == bool for record in found())
     limit = sorted(mask.mean() for mask in masks)[-2]
     assert len(found(max_mask_area_fraction=float(limit))) == len(shapes) - 2
+    Oracle(monkeypatch, shapes)
+    by_name = tiling.everything(SAM, PICTURE, pred_iou_thresh=0.905, **how)
+    assert len(by_name) == len(shapes) - 6 and isinstance(by_name[0]["segmentation"]["counts"], str)
     assert isinstance(found(output_mode="uncompressed_rle")[0]["segmentation"]["counts"], list)
 
 
@@ -236,6 +239,9 @@ def test_mistakes_are_named():
     fails("halo of 16 px is less than the spacing of points, 20 px", tile=128, halo=16, spacing=20)
     fails("leaves too little between halos", tile=128, halo=60, spacing=40)
     fails("crops within tiles", Settings(crop_n_layers=1), tile=128)
+    fails("crops within tiles", preset="dense", tile=128)
+    fails("unknown setting 'points_per_sides'; did you mean 'points_per_side'", points_per_sides=8)
+    fails("give settings, or preset, points_per_side by name", Settings(), preset="fast", points_per_side=8)
     fails("give its spacing", Settings(points_per_side=None, point_grids=[[[0.5, 0.5]]]), tile=128)
     fails("agreement must be", tile=128, halo=32, spacing=20, agreement=0)
     with pytest.raises(samjax.InputError, match="no such file"):

@@ -25,6 +25,14 @@ def count(n: int, noun: str) -> str:
     return f"{n:,} {noun}{'' if n == 1 else 's'}"
 
 
+def check_lone(paths, sources) -> None:
+    """A single file that is no picture is a mistake, not a job with one failure. Raises InputError."""
+    if len(paths) == len(sources) == 1 and os.path.isfile(paths[0]):
+        from samjax.image import open_image
+
+        open_image(paths[0]).close()
+
+
 def emit(text: str) -> None:
     """Writes lines to stdout, whatever its encoding; InputError where it takes no more (a full disk)."""
     sys.stdout.reconfigure(errors="backslashreplace") if hasattr(sys.stdout, "reconfigure") else None

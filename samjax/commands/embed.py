@@ -5,7 +5,7 @@ import json
 import sys
 import time
 
-from samjax.commands.common import add_command, add_int8, count, emit, start_jax
+from samjax.commands.common import add_command, add_int8, check_lone, count, emit, start_jax
 from samjax.commands.processes import MORE as PROCESSES
 from samjax.commands.processes import add_processes, join, steady
 
@@ -48,7 +48,7 @@ def run(args) -> int:
     from samjax.inputs import find_sources
     from samjax.weights import resolve
 
-    find_sources(args.paths, args.out, False)  # says at once what is wrong
+    check_lone(args.paths, find_sources(args.paths, args.out, False)[0])  # says at once what is wrong
     resolve(args.model)
     steady()
     place = join(args)

@@ -7,7 +7,7 @@ import time
 from functools import partial
 from pathlib import Path
 
-from samjax.commands.common import add_command, add_int8, count, emit, start_jax
+from samjax.commands.common import add_command, add_int8, check_lone, count, emit, start_jax
 from samjax.commands.processes import MORE as PROCESSES
 from samjax.commands.processes import Processes, add_processes, join, steady
 from samjax.commands.tiles import MORE as TILES
@@ -90,6 +90,8 @@ def run(args) -> int:
     settings = make_settings(args.preset, **given, output_mode="coco_rle")
     tiling = tiling_of(args, settings)
     sources, skipped = find_sources(args.paths, args.out, drawing=args.overlay or args.label_map)
+    if tiling is None:
+        check_lone(args.paths, sources)
     check_folder(args.out)
     steady()
     return _work(args, sources, skipped, settings, tiling, join(args))
@@ -175,5 +177,6 @@ def _report(args, skipped: int, outcomes, seconds: float) -> int:
     else:
         counts = [count(len(good), "image"), count(masks, "mask"), count(len(failed), "failure"),
                   f"{skipped} skipped"] + ([f"{before} done before"] if before else [])
-        emit(f"{', '.join(counts)}, {rate:.3g} images/s -> {args.out}")
+        speed = f", {rate:.3g} images/s" if len(good) > before else ""
+        emit(f"{', '.join(counts)}{speed} -> {args.out}")
     return 1 if failed else 0

@@ -73,6 +73,7 @@ class Meter:
             self.name = name
             self.bar.reset(total=total)
             self.bar.set_description(name, refresh=False)
+        self.bar.total = total  # further tiles are known when all others are done
         self.bar.update(done - self.bar.n)
 
 

@@ -10,10 +10,12 @@ def nms(boxes: np.ndarray, scores: np.ndarray, threshold: float) -> np.ndarray:
     """Non-maximum suppression: indices of the boxes (n, 4) that stay, best score (n,) first.
 
     Greedy: a box goes when its IoU with a better one that stays is above the threshold. Equal scores keep their
-    order; IoU is float32, as torchvision computes it. Boxes without area have no IoU and stay.
+    order; IoU is float32, as torchvision computes it. Boxes without area have no IoU: they stay, but for those that are
+    equal to one that stays (torchvision keeps these too, so that a picture of one pixel has a mask for each point).
     """
     order = np.argsort(-np.asarray(scores), kind="stable")
-    x0, y0, x1, y1 = np.asarray(boxes, np.float32)[order].T
+    corners = np.asarray(boxes, np.float32).reshape(-1, 4)[order]
+    x0, y0, x1, y1 = corners.T
     areas = (x1 - x0) * (y1 - y0)
     left = np.arange(len(order))
     kept = []
@@ -26,7 +28,8 @@ def nms(boxes: np.ndarray, scores: np.ndarray, threshold: float) -> np.ndarray:
             down = np.minimum(y1[i], y1[left]) - np.maximum(y0[i], y0[left])
             shared = np.maximum(across, zero) * np.maximum(down, zero)
             iou = shared / (areas[i] + areas[left] - shared)
-            left = left[~(iou.astype(np.float64) > threshold)]
+            copies = (areas[left] == 0) & (corners[left] == corners[i]).all(axis=1) & (threshold < 1)
+            left = left[~((iou.astype(np.float64) > threshold) | copies)]
     return order[np.array(kept, np.int64)]
 
 

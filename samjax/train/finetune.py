@@ -33,7 +33,6 @@ from samjax.config import TinyViT
 from samjax.data import Augment, make_pipeline, with_features
 from samjax.data.sources import Source
 from samjax.errors import InputError
-from samjax.evaluate import score
 from samjax.predict import Sam, load
 from samjax.train import lora
 from samjax.train.anneal import Anneal
@@ -42,12 +41,10 @@ from samjax.train.loop import Outcome, Plan, train
 from samjax.train.material import Features, Listening, Thinned, embed, names_of, spread, write_json
 from samjax.train.options import Options, make_recipe
 from samjax.train.recipe import Recipe
+from samjax.train.scores import KINDS, mean_scores, table, weighed
 from samjax.train.step import training_config
 
-NAMES = {"point": "one point", "point_oracle": "one point, best of three", "box": "box"}
-KINDS = {"both": ("point", "box"), "point": ("point",), "box": ("box",)}  # of Options.prompts: what they are scored by
 FINER = 2  # than the logits is the grid of the losses: on theirs, masks lose what is thin, and boxes get worse
-HARM = 3.0  # so many times counts what a kind of prompt loses
 OWN = ("job.json", "pictures.json", "report.json", "baseline.json", "start.json", "blend.json", "metrics.jsonl",
        "curves.png", "embeddings", "checkpoints", "tensorboard", "model")
 DECODER = ("prompt_encoder", "mask_decoder")
@@ -243,11 +240,11 @@ class _Job:
     def _evaluate(self, params: dict, step: int) -> dict:
         pictures = None if self.options.frozen_encoder else 24
         sources = [Thinned(source, self.options.val_objects, pictures) for source in self.sources["val"]]
-        scores, path = _scores(self._tuned(params), sources), self.out / "start.json"
+        scores, path = mean_scores(self._tuned(params), sources), self.out / "start.json"
         try:
             start = scores if step == 0 else json.loads(path.read_text())
         except (OSError, ValueError):
-            start = _scores(self.untuned, sources)
+            start = mean_scores(self.untuned, sources)
         write_json(path, start)
         return weighed(scores, start, KINDS[self.options.prompts])
 
@@ -278,7 +275,7 @@ class _Job:
         for source in [*self.sources["val"], *self.sources["kept"]]:
             with self.progress(f"{what}, {source.name}") as progress:
                 thin = Thinned(source, self.options.score_objects)
-                found[source.name] = _scores(sam, [thin], progress) | {"pictures": len(thin)}
+                found[source.name] = mean_scores(sam, [thin], progress) | {"pictures": len(thin)}
         return found
 
     def _blend(self, outcome: Outcome) -> float:
@@ -324,34 +321,6 @@ def recipe_dict(recipe: Recipe) -> dict:
     from samjax.train.recipe import to_dict
 
     return to_dict(recipe)
-
-
-def table(report: dict) -> str:
-    """The untuned scores beside the tuned ones, for people."""
-    lines = [("mean IoU, %", "untuned", "tuned", "")]
-    for name, before in report["untuned"].items():
-        after = report["tuned"][name]
-        lines.append((f"{name} ({before['pictures']} pictures, {before['objects']} objects)", "", "", ""))
-        lines += [(f"  {NAMES[key]}", f"{before[key]:.1f}", f"{after[key]:.1f}", f"{after[key] - before[key]:+.1f}")
-                  for key in NAMES if key in before]
-    widths = [max(map(len, column)) for column in zip(*lines)]
-    return "\n".join("  ".join(cell.ljust(width) if i == 0 else cell.rjust(width)
-                               for i, (cell, width) in enumerate(zip(line, widths))).rstrip() for line in lines)
-
-
-def weighed(scores: dict, start: dict, kinds: Sequence[str]) -> dict:
-    """Scores with the one, "score", that the best model is chosen by: the mean over kinds of prompt. What one of them
-    loses to the start counts HARM times, because points may gain ten times what boxes do."""
-    lost = sum(max(start[kind] - scores[kind], 0.0) for kind in kinds)
-    score = (sum(scores[kind] for kind in kinds) - (HARM - 1) * lost) / len(kinds)
-    return {"score": score} | {name: scores[name] for name in NAMES}
-
-
-def _scores(sam: Sam, sources: Sequence[Source], progress: Callable | None = None) -> dict[str, float]:
-    """Mean IoU in percent, means over the objects of all sources, and how many these are."""
-    rows = [row for source in sources for row in score(sam, source, progress=progress).rows]
-    found = {name: 100.0 * sum(row.scores[name] for row in rows) / len(rows) for name in NAMES}
-    return found | {"objects": len(rows)}
 
 
 def _read(path: Path) -> convert.Model:

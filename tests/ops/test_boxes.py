@@ -23,7 +23,9 @@ def test_nms_is_the_plain_loop(seed, threshold):
 
 def test_nms_of_nothing_and_of_empty_boxes():
     assert nms(np.zeros((0, 4)), np.zeros(0), 0.7).shape == (0,)
-    assert nms(np.zeros((3, 4)), np.ones(3), 0.7).tolist() == [0, 1, 2]
+    flat = np.array([[0, 0, 0, 0], [0, 0, 0, 0], [0, 0, 0, 9], [0, 0, 0, 0], [0, 0, 0, 9]])
+    assert nms(flat, np.arange(5), 0.7).tolist() == [4, 3]  # of equal ones the best
+    assert nms(flat, np.arange(5), 1.0).tolist() == [4, 3, 2, 1, 0]
 
 
 def test_an_overlap_at_the_threshold_stays():
