@@ -9,10 +9,10 @@ objects of the val splits of the set and of the natural scenes with both models,
 Everything is collected in experiments/results/finetune.json, of runs with a --label as "SET, LABEL". Runs that are
 done already are not done again. Two cores of a CPU, minutes as given for each set, at most 20.
 
-Result: ten minutes each of a busy machine, 20 to 61 steps; one point and box: isbi_em 24 -> 63 and 73.9 -> 77.5;
-cwfid 41 -> 50 and 72.9 -> 72.5; magnetic_tile 47 -> 54 and 75.1 -> 74.6; kolektorsdd 1 -> 49 and 44.7 -> 52.8;
-crackforest 1 -> 17 and 16.1 -> 30.2. Those without "blend" in the record are from before the result was brought back
-towards the start.
+Result: ten minutes each of a busy machine; one point and box: isbi_em 24 -> 63 and 73.9 -> 77.5; kolektorsdd 1 -> 49
+and 44.7 -> 52.8; crackforest 1 -> 17 and 16.1 -> 30.2. Twelve minutes, losses on the finer grid: cwfid 41 -> 50 and
+72.9 -> 73.8; magnetic_tile 47 -> 58 and 75.1 -> 73.8. "commit" in the record says how each was made; those without
+"blend" are from before the result was brought back towards the start.
 """
 
 import argparse
