@@ -6,12 +6,12 @@ Windows are shared where they can be. No JAX.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from samjax.seams import Piece
+from samjax.seams import Group, Piece
 from samjax.tiles import Box, Plan, patch
 
 EDGE = 8  # encoder pixels: a mask that ends this near to its window's side is taken to be cut by it
@@ -32,29 +32,51 @@ class _Wanted(NamedTuple):
     open: tuple[bool, bool]
 
 
-def looks(groups: Sequence[Sequence[Piece]], layout: Plan, image_hw: tuple[int, int]) -> list[Look]:
+def looks(groups: Sequence[Group], layout: Plan, image_hw: tuple[int, int]) -> list[Look]:
     """Windows that hold the groups of pieces, as large as those of the plan; at most as many.
 
-    A group that does not fit into one is not looked at. Windows start at the encoder's patches, as all do.
+    A group that does not fit into one is joined, if it is continued; else it may be of several objects, and the pieces
+    that fit are looked at. Windows start at the encoder's patches, as all do.
     """
     size = tuple(max(box[i + 2] - box[i] for box in layout.windows) for i in (0, 1))
     found: list[tuple[Box, list]] = []
-    for group in sorted(groups, key=lambda group: min(piece.box[1::-1] for piece in group)):
-        wanted = [_wanted(group, axis, math.ceil(EDGE / layout.scale)) for axis in (0, 1)]
-        points = [piece.point for piece in group]
+    for pieces in sorted(_that_fit(groups, layout, size), key=lambda some: min(piece.box[1::-1] for piece in some)):
+        wanted = _wanted(pieces, layout)
+        points = [piece.point for piece in pieces]
         shared = next((there for window, there in found if _holds(window, wanted, layout.halo, size, image_hw)), None)
         if shared is not None:
             shared += points
-        elif len(found) < len(layout.windows) and (window := _window(wanted, layout, size, image_hw)):
-            found.append((window, points))
+        elif len(found) < len(layout.windows):
+            found.append((_window(wanted, layout, size, image_hw), points))
     return [Look(window, np.unique(np.array(points, np.float64), axis=0)) for window, points in found]
 
 
-def _wanted(group: Sequence[Piece], axis: int, margin: int) -> _Wanted:
-    low, high = min(piece.box[axis] for piece in group), max(piece.box[axis + 2] for piece in group)
-    ends = (any(piece.cut[axis] and piece.box[axis] <= low + margin for piece in group),
-            any(piece.cut[axis + 2] and piece.box[axis + 2] >= high - margin for piece in group))
-    return _Wanted(low, high + 1, ends)
+def _that_fit(groups: Sequence[Group], layout: Plan, size) -> Iterator[Sequence[Piece]]:
+    """The groups that a window holds with a patch and a margin around, and pieces of others that are not continued."""
+    least = 2 * (_margin(layout) + patch(layout.scale))
+    fits = lambda pieces: all(side - (want.high - want.low) >= least
+                              for side, want in zip(size, _wanted(pieces, layout)))
+    for pieces, continued in groups:
+        if fits(pieces):
+            yield pieces
+        elif not continued:
+            yield from ([piece] for piece in pieces if fits([piece]))
+
+
+def _margin(layout: Plan) -> int:
+    """EDGE in picture pixels."""
+    return math.ceil(EDGE / layout.scale)
+
+
+def _wanted(pieces: Sequence[Piece], layout: Plan) -> list[_Wanted]:
+    """Across and down."""
+    found, margin = [], _margin(layout)
+    for axis in (0, 1):
+        low, high = min(piece.box[axis] for piece in pieces), max(piece.box[axis + 2] for piece in pieces)
+        found.append(_Wanted(low, high + 1, (
+            any(piece.cut[axis] and piece.box[axis] <= low + margin for piece in pieces),
+            any(piece.cut[axis + 2] and piece.box[axis + 2] >= high - margin for piece in pieces))))
+    return found
 
 
 def _holds(window: Box, wanted: Sequence[_Wanted], halo: int, size, image_hw) -> bool:
@@ -67,21 +89,16 @@ def _holds(window: Box, wanted: Sequence[_Wanted], halo: int, size, image_hw) ->
     return True
 
 
-def _window(wanted: Sequence[_Wanted], layout: Plan, size, image_hw) -> Box | None:
-    """A window of this size for them, or None if they are too large for any."""
-    margin, step = math.ceil(EDGE / layout.scale), patch(layout.scale)
-    starts = [_start(want, size[axis], image_hw[1 - axis], layout.halo, margin, step)
+def _window(wanted: Sequence[_Wanted], layout: Plan, size, image_hw) -> Box:
+    """A window of this size for them."""
+    starts = [_start(want, size[axis], image_hw[1 - axis], layout.halo, patch(layout.scale))
               for axis, want in enumerate(wanted)]
-    if None in starts:
-        return None
     return (*starts, *(min(start + side, n) for start, side, n in zip(starts, size, reversed(image_hw))))
 
 
-def _start(want: _Wanted, size: int, n: int, halo: int, margin: int, step: int) -> int | None:
+def _start(want: _Wanted, size: int, n: int, halo: int, step: int) -> int:
     """Where a window along an axis of n pixels begins: most room where the object goes on, else it is in the middle."""
     room = size - (want.high - want.low)
-    if room < 2 * (margin + step):
-        return None
     around = min(halo, room // 2)
     start = {(True, False): want.high + around - size, (False, True): want.low - around}.get(
         want.open, want.low - room // 2)

@@ -39,6 +39,13 @@ class Piece(NamedTuple):
     cut: tuple[bool, bool, bool, bool]
 
 
+class Group(NamedTuple):
+    """Fragments that seem to be parts of one object; whether what each has along its cut sides is found in others."""
+
+    pieces: list[Piece]
+    continued: bool
+
+
 class Joined(NamedTuple):
     """An object: one piece, or several that were joined (iou and stability: their means by area)."""
 
@@ -71,9 +78,9 @@ class Seams:
             if self._pieces.get(other) and pieces:
                 self._compare(window, other)
 
-    def doubtful(self) -> list[list[Piece]]:
-        """The fragments that no whole mask holds, each in the group of those that it seems to belong to."""
-        return [[self._piece(name) for name in group] for group in self._groups()]
+    def doubtful(self) -> list[Group]:
+        """The fragments that no whole mask holds, each in one group."""
+        return [Group([self._piece(name) for name in group], self._is_continued(group)) for group in self._groups()]
 
     def objects(self, again: Sequence[Piece] = ()) -> list[Joined]:
         """All objects; duplicates are still among them.
@@ -85,7 +92,7 @@ class Seams:
         whole = [piece for pieces in self._pieces.values() for piece in pieces if not any(piece.cut)]
         found = [_alone(piece) for piece in (*whole, *again)]
         for group in self._groups():
-            if (all(self._continued(name, group) for name in group)
+            if (self._is_continued(group)
                     and not any(self._is_part(name, piece) for name in group for piece in again)):
                 found.append(self._join(group))
         return found
@@ -184,6 +191,9 @@ class Seams:
         both = shared(*parts)
         either = parts[0].area + parts[1].area - both
         return both >= self.agreement * either or either - both <= SLIVER * least
+
+    def _is_continued(self, group: Sequence[Name]) -> bool:
+        return all(self._continued(name, group) for name in group)
 
     def _continued(self, name: Name, group: Sequence[Name]) -> bool:
         """Whether others of the group, whose windows go on there, have what the piece has along each cut side."""

@@ -3,14 +3,19 @@
 import numpy as np
 import pytest
 
-from samjax.looks import EDGE, looks
+from samjax.looks import EDGE
+from samjax.looks import looks as looks_at
 from samjax.runs import Runs
-from samjax.seams import Piece
+from samjax.seams import Group, Piece
 from samjax.settings import Settings
 from samjax.tiles import Tiling, patch
 
 EMPTY = Runs(np.zeros(0, np.int64), np.zeros(0, np.int64), 1)
 HW = 900, 1300
+
+
+def looks(groups, layout, hw, continued=False):
+    return looks_at([Group(pieces, continued) for pieces in groups], layout, hw)
 
 
 def plan(scale=1.0, hw=HW):
@@ -61,6 +66,15 @@ def test_a_side_that_another_part_goes_on_beyond_is_not_open():
 def test_what_no_window_holds_is_not_looked_at():
     assert looks([[piece(100, 100, 350, 200)], [piece(100, 100, 200, 700)]], plan(), HW) == []
     assert looks([], plan(), HW) == []
+
+
+def test_pieces_of_what_no_window_holds_are_looked_at():
+    """A group that is of two objects, one of which is nearly whole, and is not continued."""
+    disc = piece(400, 400, 520, 520, cut=(False, True, False, False), point=(1.0, 1.0))
+    group = [disc, piece(300, 300, 555, 420, point=(2.0, 2.0))]
+    (look,) = looks([group], plan(), HW)
+    assert look.points.tolist() == [[1, 1]] and look.window[1] <= 400 - 80
+    assert looks([group], plan(), HW, continued=True) == []
 
 
 def test_no_more_windows_than_the_plan_has():

@@ -99,8 +99,8 @@ def test_a_second_look_at_what_was_joined_wrongly():
     seams = Seams(WINDOWS, 0.6, trim=20)
     for window in (0, 1):
         seams.add(window, [seen(window, a | b)])
-    (group,) = seams.doubtful()
-    assert [piece.window for piece in group] == [0, 1]
+    ((pieces, continued),) = seams.doubtful()
+    assert [piece.window for piece in pieces] == [0, 1] and continued
     assert [one.runs.area for one in seams.objects()] == [(a | b).sum()]
 
     def found(mask, cut=(False,) * 4):
@@ -118,7 +118,7 @@ def test_what_no_other_window_continues_is_in_doubt():
     lone = seen(0, rectangle((60, 20, 200, 60)))
     seams = Seams(WINDOWS, 0.6, trim=20)
     seams.add(0, [lone, seen(0, rectangle((10, 10, 40, 40)))])
-    assert seams.doubtful() == [[lone]] and len(seams.objects()) == 1
+    assert seams.doubtful() == [([lone], False)] and len(seams.objects()) == 1
 
 
 def test_two_legs_in_one_window_may_be_of_one_object():
