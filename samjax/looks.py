@@ -6,6 +6,8 @@ Windows are shared where they can be. No JAX.
 """
 
 import math
+import zlib
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -23,39 +25,74 @@ class Look(NamedTuple):
     window: Box
     points: np.ndarray
 
+    @property
+    def mark(self) -> tuple[int, ...]:
+        """Tells looks apart, in five whole numbers."""
+        return (*self.window, zlib.crc32(np.ascontiguousarray(self.points, np.float64).tobytes()))
+
 
 class _Wanted(NamedTuple):
-    """What is to be seen whole: from low to high along an axis, perhaps going on beyond; how much room is there."""
+    """What is to be seen whole along an axis of n pixels: from low to high (exclusive), perhaps going on beyond; the
+    side of a window there; its least distance from an end of the object, and the usual one."""
 
     low: int
-    high: int  # exclusive
+    high: int
     open: tuple[bool, bool]
+    n: int
+    size: int
+    margin: int
+    halo: int
+
+    def shows(self, start: int, least: Sequence[int]) -> bool:
+        """Whether a window that begins there has so much room below and above, or ends where the picture does."""
+        return ((start == 0 or self.low - start >= least[0])
+                and (start + self.size >= self.n or start + self.size - self.high >= least[1]))
+
+    def start(self, step: int) -> int | None:
+        """Where a window begins, at a multiple of step: most room where the object goes on, else it is in the middle.
+        None if no window shows it whole."""
+        room = self.size - (self.high - self.low)
+        around = min(max(self.halo, self.margin + step), room // 2)
+        best = {(True, False): self.high + around - self.size, (False, True): self.low - around}.get(
+            self.open, self.low - room // 2) // step * step
+        last = max(0, -((self.size - self.n) // step) * step)
+        starts = (min(max(0, start), last) for start in (best, best + step, 0, last))
+        return next((start for start in starts if self.shows(start, (self.margin, self.margin))), None)
 
 
 def looks(groups: Sequence[Group], layout: Plan, image_hw: tuple[int, int]) -> list[Look]:
-    """Windows that hold the groups of pieces, as large as those of the plan; at most as many.
+    """Windows that hold the groups of pieces, as large as those of the plan.
 
     A group that does not fit into one is joined, if it is continued; else it may be of several objects, and the pieces
-    that fit are looked at. Windows start at the encoder's patches, as all do.
+    that fit are looked at. Windows start at the encoder's patches, as all do. There are at most as many as the plan
+    has: if that is too few, those that serve most.
     """
-    size = tuple(max(box[i + 2] - box[i] for box in layout.windows) for i in (0, 1))
-    found: list[tuple[Box, list]] = []
-    for pieces in sorted(_that_fit(groups, layout, size), key=lambda some: min(piece.box[1::-1] for piece in some)):
-        wanted = _wanted(pieces, layout)
-        points = [piece.point for piece in pieces]
-        shared = next((there for window, there in found if _holds(window, wanted, layout.halo, size, image_hw)), None)
-        if shared is not None:
-            shared += points
-        elif len(found) < len(layout.windows):
-            found.append((_window(wanted, layout, size, image_hw), points))
-    return [Look(window, np.unique(np.array(points, np.float64), axis=0)) for window, points in found]
+    found, near = [], defaultdict(list)  # [window, points of pieces]; their places there by cells as large as a window
+    across, down = (max(box[i + 2] - box[i] for box in layout.windows) for i in (0, 1))
+    for pieces in sorted(_that_fit(groups, layout, image_hw), key=lambda some: min(p.box[1::-1] for p in some)):
+        wanted = _wanted(pieces, layout, image_hw)
+        x, y = wanted[0].low // across, wanted[1].low // down
+        places = sorted(i for dx in (-1, 0) for dy in (-1, 0) for i in near[x + dx, y + dy])
+        shared = next((i for i in places if all(map(_holds, wanted, found[i][0]))), None)
+        if shared is None:
+            shared, window = len(found), _window(wanted, layout)
+            found.append((window, []))
+            near[window[0] // across, window[1] // down].append(shared)
+        found[shared][1].append([piece.point for piece in pieces])
+    most = sorted(range(len(found)), key=lambda i: -len(found[i][1]))[: len(layout.windows)]
+    return [look for look in (_look(*found[i]) for i in sorted(most)) if len(look.points)]
 
 
-def _that_fit(groups: Sequence[Group], layout: Plan, size) -> Iterator[Sequence[Piece]]:
-    """The groups that a window holds with a patch and a margin around, and pieces of others that are not continued."""
-    least = 2 * (_margin(layout) + patch(layout.scale))
-    fits = lambda pieces: all(side - (want.high - want.low) >= least
-                              for side, want in zip(size, _wanted(pieces, layout)))
+def _look(window: Box, points: list[list[tuple[float, float]]]) -> Look:
+    """A point may lie apart from its mask, and outside of the window."""
+    x0, y0, x1, y1 = window
+    inside = {point for some in points for point in some if x0 <= point[0] < x1 and y0 <= point[1] < y1}
+    return Look(window, np.array(sorted(inside), np.float64).reshape(-1, 2))
+
+
+def _that_fit(groups: Sequence[Group], layout: Plan, image_hw) -> Iterator[Sequence[Piece]]:
+    """The groups that a window shows whole, and such pieces of others that are not continued."""
+    fits = lambda pieces: _window(_wanted(pieces, layout, image_hw), layout) is not None
     for pieces, continued in groups:
         if fits(pieces):
             yield pieces
@@ -63,44 +100,27 @@ def _that_fit(groups: Sequence[Group], layout: Plan, size) -> Iterator[Sequence[
             yield from ([piece] for piece in pieces if fits([piece]))
 
 
-def _margin(layout: Plan) -> int:
-    """EDGE in picture pixels."""
-    return math.ceil(EDGE / layout.scale)
-
-
-def _wanted(pieces: Sequence[Piece], layout: Plan) -> list[_Wanted]:
+def _wanted(pieces: Sequence[Piece], layout: Plan, image_hw: tuple[int, int]) -> list[_Wanted]:
     """Across and down."""
-    found, margin = [], _margin(layout)
+    found, margin = [], math.ceil(EDGE / layout.scale)
     for axis in (0, 1):
         low, high = min(piece.box[axis] for piece in pieces), max(piece.box[axis + 2] for piece in pieces)
-        found.append(_Wanted(low, high + 1, (
-            any(piece.cut[axis] and piece.box[axis] <= low + margin for piece in pieces),
-            any(piece.cut[axis + 2] and piece.box[axis + 2] >= high - margin for piece in pieces))))
+        ends = (any(piece.cut[axis] and piece.box[axis] <= low + margin for piece in pieces),
+                any(piece.cut[axis + 2] and piece.box[axis + 2] >= high - margin for piece in pieces))
+        size = max(box[axis + 2] - box[axis] for box in layout.windows)
+        found.append(_Wanted(low, high + 1, ends, image_hw[1 - axis], size, margin, layout.halo))
     return found
 
 
-def _holds(window: Box, wanted: Sequence[_Wanted], halo: int, size, image_hw) -> bool:
+def _holds(want: _Wanted, start: int) -> bool:
     """Whether a window shows enough around: half a halo, or a quarter of a window where it is not known how far."""
-    for axis, want in enumerate(wanted):
-        room = [size[axis] // 4 if end else halo // 2 for end in want.open]
-        start, stop, n = window[axis], window[axis + 2], image_hw[1 - axis]
-        if (start > 0 and want.low - room[0] < start) or (stop < n and want.high + room[1] > stop):
-            return False
-    return True
+    least = max(want.halo // 2, want.margin)
+    return want.shows(start, [max(want.size // 4, least) if end else least for end in want.open])
 
 
-def _window(wanted: Sequence[_Wanted], layout: Plan, size, image_hw) -> Box:
-    """A window of this size for them."""
-    starts = [_start(want, size[axis], image_hw[1 - axis], layout.halo, patch(layout.scale))
-              for axis, want in enumerate(wanted)]
-    return (*starts, *(min(start + side, n) for start, side, n in zip(starts, size, reversed(image_hw))))
-
-
-def _start(want: _Wanted, size: int, n: int, halo: int, step: int) -> int:
-    """Where a window along an axis of n pixels begins: most room where the object goes on, else it is in the middle."""
-    room = size - (want.high - want.low)
-    around = min(halo, room // 2)
-    start = {(True, False): want.high + around - size, (False, True): want.low - around}.get(
-        want.open, want.low - room // 2)
-    last = max(0, -((size - n) // step) * step)
-    return min(max(0, start // step * step), last)
+def _window(wanted: Sequence[_Wanted], layout: Plan) -> Box | None:
+    """A window for them, or None if they fit into none."""
+    starts = [want.start(patch(layout.scale)) for want in wanted]
+    if None in starts:
+        return None
+    return (*starts, *(min(start + want.size, want.n) for start, want in zip(starts, wanted)))

@@ -70,39 +70,52 @@ class Seams:
         self._gone: set[Name] = set()  # fragments of what is whole elsewhere
         self._links: list[tuple[float, Name, Name]] = []  # how much speaks for it, two fragments
         self._compared, self._found_again = defaultdict(int), defaultdict(int)  # pixels of pieces, over all overlaps
+        self._grouped: list[tuple[list[Name], Group]] | None = None  # once all pieces are there
 
     def add(self, window: int, pieces: Sequence[Piece]) -> None:
         """The pieces of a window, which is given once; in any order of windows."""
-        self._pieces[window] = list(pieces)
+        self._pieces[window], self._grouped = list(pieces), None
         for other in self._near[window]:
             if self._pieces.get(other) and pieces:
                 self._compare(window, other)
 
     def doubtful(self) -> list[Group]:
         """The fragments that no whole mask holds, each in one group."""
-        return [Group([self._piece(name) for name in group], self._is_continued(group)) for group in self._groups()]
+        return [group for _, group in self._all_groups()]
 
     def objects(self, again: Sequence[Piece] = ()) -> list[Joined]:
         """All objects; duplicates are still among them.
 
-        again: masks of further windows (`samjax.looks`). Whole ones are objects too, and a group is not joined if one
-        of its fragments turns out to be a part of one.
+        again: masks of further windows (`samjax.looks`). Whole ones are objects too, and a group is not joined if most
+        of it are fragments that turn out to be parts of such.
         """
         again = [piece for piece in again if not any(piece.cut)]
         whole = [piece for pieces in self._pieces.values() for piece in pieces if not any(piece.cut)]
         found = [_alone(piece) for piece in (*whole, *again)]
-        for group in self._groups():
-            if (self._is_continued(group)
-                    and not any(self._is_part(name, piece) for name in group for piece in again)):
-                found.append(self._join(group))
+        boxes = np.array([piece.box for piece in again], np.int64).reshape(-1, 4)
+        for names, (pieces, continued) in self._all_groups():
+            if continued:
+                parts = sum(piece.runs.area for piece in pieces if self._is_part(piece, again, boxes))
+                if parts <= 0.5 * sum(piece.runs.area for piece in pieces):
+                    found.append(self._join(names))
         return found
 
-    def _is_part(self, name: Name, whole: Piece) -> bool:
-        """Whether a fragment is what its window shows of a whole mask."""
-        piece = self._piece(name)
-        there = clip(whole.runs, self.windows[name[0]])
-        both = shared(piece.runs, there)
-        return both >= self.agreement * (piece.runs.area + there.area - both)
+    def _all_groups(self) -> list[tuple[list[Name], Group]]:
+        if self._grouped is None:
+            self._grouped = [(names, Group([self._piece(name) for name in names],
+                                           all(self._continued(name, names) for name in names)))
+                             for names in self._groups()]
+        return self._grouped
+
+    def _is_part(self, piece: Piece, again: Sequence[Piece], boxes: np.ndarray) -> bool:
+        """Whether a fragment is what its window shows of a whole mask (with these boxes)."""
+        near = (boxes[:, :2] <= piece.box[2:]).all(axis=1) & (boxes[:, 2:] >= piece.box[:2]).all(axis=1)
+        for i in np.flatnonzero(near):
+            there = clip(again[i].runs, self.windows[piece.window])
+            both = shared(piece.runs, there)
+            if both >= self.agreement * (piece.runs.area + there.area - both):
+                return True
+        return False
 
     def _join(self, group: Sequence[Name]) -> Joined:
         pieces = [self._piece(name) for name in sorted(group)]  # whatever the order of discovery
@@ -191,9 +204,6 @@ class Seams:
         both = shared(*parts)
         either = parts[0].area + parts[1].area - both
         return both >= self.agreement * either or either - both <= SLIVER * least
-
-    def _is_continued(self, group: Sequence[Name]) -> bool:
-        return all(self._continued(name, group) for name in group)
 
     def _continued(self, name: Name, group: Sequence[Name]) -> bool:
         """Whether others of the group, whose windows go on there, have what the piece has along each cut side."""

@@ -2,7 +2,7 @@
 
 A picture is read in windows of `tile` pixels a side (`samjax.windows`), neighbours sharing 2 * halo pixels, and each is
 encoded at the same scale, whatever its size. Points lie on one lattice of the whole picture; each is decoded in one
-window only, at least `halo` away from the sides where the picture goes on. What a window cuts is joined with its other
+of these, at least `halo` away from the sides where the picture goes on. What a window cuts is joined with its other
 parts (`samjax.seams`), or seen whole in a further window around them where it fits into one (`samjax.looks`). So what
 is found depends little on `tile`, which may follow from memory and speed.
 
@@ -149,17 +149,18 @@ def save_sa1b(path, found: Iterable[dict], image_hw: tuple[int, int], file_name:
 
 
 def _windows(sam: Sam, picture: Picture, todo: list[Look], number: int, scale: float, settings: Settings,
-             before: dict[int, list[Piece]], kept: Kept | None) -> Iterator[tuple[int, list[Piece]]]:
-    """(index, its pieces) of each window, in order; indices begin at `number`. before: what was kept by index."""
-    features = _features(sam, picture, scale, [one.window for i, one in enumerate(todo, number) if i not in before])
+             before: dict, kept: Kept | None) -> Iterator[tuple[int, list[Piece]]]:
+    """(index, its pieces) of each window, in order; indices begin at `number`. before: of `Kept.load`."""
+    done = {i for i, look in enumerate(todo, number) if i in before and before[i][0] == look.mark}
+    features = _features(sam, picture, scale, [look.window for i, look in enumerate(todo, number) if i not in done])
     for index, look in enumerate(todo, number):
-        if index in before:
-            pieces = before.pop(index)
+        if index in done:
+            _, pieces = before.pop(index)
         else:
             one = next(features)
             pieces = [] if one is None else _in_window(sam, one, look, index, scale, picture.shape[:2], settings)
             if kept is not None:
-                kept.put(index, pieces)
+                kept.put(index, look.mark, pieces)
         yield index, pieces
 
 

@@ -31,7 +31,7 @@ LOOSE = ["--pred-iou-thresh", "0", "--stability-score-thresh", "0", "--box-nms-t
 
 
 A, B = (len(TILING.plan(256, one.shape[:2], Settings()).windows) for one in (LARGE, OTHER))
-AGAIN = 2  # further windows of LARGE, for what seams cut; OTHER has none
+AGAIN = 3  # further windows of LARGE, for what seams cut; OTHER has none
 ALL = A + AGAIN + B
 
 

@@ -9,6 +9,8 @@ from samjax.seams import Piece
 
 HEIGHT = 50
 
+MARK = (0, 16, 1024, 1040, 123456789)
+
 
 def piece(seed):
     random = np.random.default_rng(seed)
@@ -30,10 +32,11 @@ def same(one, two):
 def test_round_trip(tmp_path, pieces):
     kept = Kept(tmp_path / "deep" / "folder", "key")
     assert kept.load(HEIGHT) == {}
-    kept.put(3, pieces)
+    kept.put(3, MARK, pieces)
     found = Kept(tmp_path / "deep" / "folder", "key").load(HEIGHT)
-    assert list(found) == [3] and len(found[3]) == len(pieces)
-    for one, two in zip(found[3], pieces):
+    (mark, read), = found.values()
+    assert list(found) == [3] and mark == MARK and len(read) == len(pieces)
+    for one, two in zip(read, pieces):
         same(one, two)
         assert all(type(a) is type(b) for a, b in zip(one, two))
 
@@ -41,21 +44,21 @@ def test_round_trip(tmp_path, pieces):
 def test_what_is_of_another_key_or_damaged_is_not_used(tmp_path):
     kept = Kept(tmp_path, "key")
     for index in range(4):
-        kept.put(index, [piece(index)])
+        kept.put(index, MARK, [piece(index)])
     assert Kept(tmp_path, "other").load(HEIGHT) == {}
     data = (tmp_path / "window-000001.npz").read_bytes()
     (tmp_path / "window-000001.npz").write_bytes(data[:-30])
     (tmp_path / "window-000002.npz").write_bytes(b"")
     (tmp_path / "window-000009.npz").write_bytes(b"something else")
     assert sorted(kept.load(HEIGHT)) == [0, 3]
-    kept.put(1, [piece(5)])
-    same(kept.load(HEIGHT)[1][0], piece(5)._replace(window=1))
+    kept.put(1, MARK, [piece(5)])
+    same(kept.load(HEIGHT)[1][1][0], piece(5)._replace(window=1))
 
 
 def test_clear_leaves_others_files(tmp_path):
     kept = Kept(tmp_path / "tiles", "key")
     kept.clear()
-    kept.put(0, [piece(0)])
+    kept.put(0, MARK, [piece(0)])
     (tmp_path / "tiles" / ".window-1.77.tmp").write_bytes(b"of a process that was killed")
     (tmp_path / "tiles" / "theirs.npz").write_bytes(b"1")
     kept.clear()
@@ -71,5 +74,5 @@ def test_no_room_is_no_reason_to_stop(tmp_path, monkeypatch):
 
     kept = Kept(tmp_path, "key")
     monkeypatch.setattr(np, "savez_compressed", full)
-    kept.put(0, [piece(0)])
+    kept.put(0, MARK, [piece(0)])
     assert not list(tmp_path.iterdir())

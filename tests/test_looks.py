@@ -22,8 +22,8 @@ def plan(scale=1.0, hw=HW):
     return Tiling(tile=256, halo=64, scale=scale, spacing=32).plan(1024, hw, Settings())
 
 
-def piece(*box, cut=(False,) * 4, point=(0.0, 0.0)):
-    return Piece(0, box, EMPTY, 0.9, 0.9, point, cut)
+def piece(*box, cut=(False,) * 4, point=None):
+    return Piece(0, box, EMPTY, 0.9, 0.9, point or (box[0] + 1.0, box[1] + 1.0), cut)
 
 
 def test_whatever_fits_is_seen_whole_by_the_window_that_has_its_points():
@@ -70,17 +70,51 @@ def test_what_no_window_holds_is_not_looked_at():
 
 def test_pieces_of_what_no_window_holds_are_looked_at():
     """A group that is of two objects, one of which is nearly whole, and is not continued."""
-    disc = piece(400, 400, 520, 520, cut=(False, True, False, False), point=(1.0, 1.0))
-    group = [disc, piece(300, 300, 555, 420, point=(2.0, 2.0))]
+    disc = piece(400, 400, 520, 520, cut=(False, True, False, False))
+    group = [disc, piece(300, 300, 555, 420)]
     (look,) = looks([group], plan(), HW)
-    assert look.points.tolist() == [[1, 1]] and look.window[1] <= 400 - 80
+    assert look.points.tolist() == [[401, 401]] and look.window[1] <= 400 - 80
     assert looks([group], plan(), HW, continued=True) == []
 
 
-def test_no_more_windows_than_the_plan_has():
-    layout = plan(hw=(256, 500))
-    groups = [[piece(x, 10, x + 200, 200)] for x in range(0, 300, 20)]
-    assert len(looks(groups, layout, (256, 500))) <= len(layout.windows) == 3
+def test_no_more_windows_than_the_plan_has_and_of_these_the_busiest():
+    hw = 256, 900
+    layout = plan(hw=hw)
+    lone = [[piece(x, 20, x + 30, 230, point=(x + 9.0, 50.0))] for x in range(0, 870, 36)]
+    wide = [[piece(x, 20, x + 200, 230, point=(x + 9.0, 50.0))] for x in range(0, 700, 23)]
+    for groups in (lone, wide):
+        found = looks(groups, layout, hw)
+        assert len(found) <= len(layout.windows)
+    assert len(found) == len(layout.windows) < len(wide)
+    crowd = [[piece(760, 20 + i, 820, 120, point=(770.0, 30.0 + i))] for i in range(9)]
+    assert any(len(look.points) > 8 for look in looks(wide + crowd, layout, hw))
+
+
+@pytest.mark.parametrize("box, hw, fits", [
+    ((5, 10, 240, 230), (256, 900), True),  # as high as the picture
+    ((0, 0, 246, 246), HW, True), ((0, 0, 249, 100), HW, False),  # up to the picture's corner
+    ((1066, 666, 1299, 899), HW, True), ((0, 0, 299, 199), (200, 300), False), ((0, 0, 249, 199), (200, 256), True)])
+def test_no_room_is_asked_for_where_the_picture_ends(box, hw, fits):
+    found = looks([[piece(*box)]], plan(hw=hw), hw)
+    assert len(found) == fits
+    for look in found:
+        assert look.window[0] <= box[0] and look.window[2] > box[2]
+
+
+def test_a_known_end_is_never_cut():
+    """However narrow the halo and wherever the patches lie."""
+    layout = Tiling(512, 16, 1.0, 16).plan(1024, (2000, 2000), Settings())
+    for x in range(480, 700, 7):
+        (look,) = looks([[piece(x, 700, x + 99, 799, cut=(True, False, False, False), point=(x + 1.0, 750.0))]], layout,
+                        (2000, 2000))
+        assert look.window[2] - (x + 100) >= EDGE and x - look.window[0] > 300
+
+
+def test_points_outside_of_the_window_are_not_asked():
+    group = [piece(900, 20, 1020, 100, point=(200.0, 300.0)), piece(910, 20, 1020, 100, point=(950.0, 50.0))]
+    (look,) = looks([group], plan(), HW)
+    assert look.points.tolist() == [[950, 50]]
+    assert looks([group[:1]], plan(), HW) == []
 
 
 @pytest.mark.parametrize("scale, step", [(1.0, 16), (2.0, 8), (2 / 3, 24), (0.7, 1), (32.0, 1)])

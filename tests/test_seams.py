@@ -114,6 +114,18 @@ def test_a_second_look_at_what_was_joined_wrongly():
     assert found(b, cut=(False, True, False, False)) == [(a | b).sum()]
 
 
+def test_a_part_of_its_own_leaves_what_is_joined_alone():
+    """A tree in the corner of a field is all that the last window shows of the field."""
+    field, tree = rectangle((20, 20, 310, 120)), rectangle((255, 25, 310, 118))
+    pieces = [seen(i, field) for i in (0, 1, 2)] + [seen(3, rectangle((262, 20, 310, 120)))]
+    seams = Seams(WINDOWS, 0.6, trim=20)
+    for window in range(4):
+        seams.add(window, [piece for piece in pieces if piece.window == window])
+    again = Piece(99, (255, 25, 309, 117), runs.of_mask(tree, (0, 0), H), 0.9, 0.95, (0, 0), (False,) * 4)
+    areas = [one.runs.area for one in seams.objects([again])]
+    assert sorted(areas) == sorted([*(one.runs.area for one in seams.objects()), tree.sum()]) and max(areas) > 28_000
+
+
 def test_what_no_other_window_continues_is_in_doubt():
     lone = seen(0, rectangle((60, 20, 200, 60)))
     seams = Seams(WINDOWS, 0.6, trim=20)
