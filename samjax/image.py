@@ -84,6 +84,18 @@ def open_image(path, longest: int | None = None) -> Image.Image:
     return _open(name, name, longest)
 
 
+def check_header(path) -> None:
+    """Raises the InputErrors of `open_image` that a file's first bytes tell: nothing is decoded."""
+    name = os.fspath(path)
+    try:
+        with open(name, "rb") as file:
+            _open_header(file, name).close()
+    except InputError:
+        raise
+    except Exception:  # plugins raise all sorts
+        open_image(name).close()  # says what is wrong
+
+
 def open_bytes(data: bytes, name: str, longest: int | None = None) -> Image.Image:
     """As `open_image`, of a file's contents; errors call it `name`."""
     if not data:

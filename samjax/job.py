@@ -220,7 +220,9 @@ def _begin(job: Job, work: Work) -> dict[str, str]:
         ours = {"key", "complete"} <= read_json(left).keys()
         if ours and (job.processes == 1 or not left.name.endswith(f"-of-{job.processes:05d}.json")):
             left.unlink()
-    work.put_json(job.manifest, _manifest(job), indent=1)
+    ours = before.get("key") == job.key
+    drawn = {name: getattr(job, name) or bool(ours and before.get(name)) for name in ("overlay", "label_map")}
+    work.put_json(job.manifest, _manifest(job) | drawn, indent=1)
     if job.processes > 1:
         work.put_json(job.shard(job.process), {"key": job.key, "complete": False}, indent=1)
     if not (before.get("complete") and before.get("key") == job.key):
@@ -250,8 +252,9 @@ def _end(job: Job, work: Work, counts: dict, before: dict[str, str]) -> None:
 
 def _drawn(job: Job, good: Sequence[Source]) -> dict[str, bool]:
     """What is drawn of every picture: what was asked for now, and what an earlier run has left."""
-    left = lambda kind: bool(good) and all(job.pictures_of(source, False)[kind].exists() for source in good)
-    return {"overlay": job.overlay or left("overlay"), "label_map": job.label_map or left("labels")}
+    claimed, names = read_json(job.manifest), {"overlay": "overlay", "label_map": "labels"}
+    left = lambda kind: all(job.pictures_of(source, False)[kind].exists() for source in good)
+    return {name: getattr(job, name) or bool(claimed.get(name) and left(kind)) for name, kind in names.items()}
 
 
 def _share_of(job: Job, process: int, before: dict[str, str]) -> dict | None:

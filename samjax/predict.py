@@ -111,14 +111,14 @@ class Sam:
         All that are given are combined for each object. Raises InputError. The same compiled program serves any mix
         of prompts up to 8 objects with 8 slots (a point is a slot, a box two), another one up to 64 objects.
         """
-        if isinstance(embedding, Embedded):
-            embedding = Embedding(jnp.asarray(embedding.features)[None], embedding.image_size[None])
         return self.segment_batch(embedding, [dict(points=points, labels=labels, boxes=boxes,
                                                    mask_logits=mask_logits)], multimask)[0]
 
     def segment_batch(self, embedding: Embedding, prompts: Sequence[dict],
                       multimask: bool = True) -> list[Segmentation]:
         """`segment` for several pictures with different prompts: one dict of its arguments for each picture."""
+        if isinstance(embedding, Embedded):
+            embedding = Embedding(jnp.asarray(embedding.features)[None], embedding.image_size[None])
         if len(prompts) != len(embedding):
             raise InputError(f"{len(embedding)} pictures but prompts for {len(prompts)}: pick one picture with "
                              "embedding[i], or give segment_batch one dict of prompts for each")

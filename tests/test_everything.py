@@ -285,6 +285,20 @@ def test_the_manifest_tells_what_is_drawn_of_all(work):
     assert drawn() == (False, False)
 
 
+def test_what_was_drawn_of_other_masks_is_not_told_of(work):
+    do(a_job(overlay=True, format="coco"))
+    shutil.rmtree("out/parts")  # which is allowed: the drawings are not known to be stale then
+    do(a_job(format="coco", settings=Settings(points_per_side=3)), restart=True)
+    assert Path("out/a_overlay.png").exists() and read("out/manifest.json")["overlay"] is False
+
+
+def test_a_lone_picture_that_is_damaged_is_a_failure(work, capsys):
+    data = Path("photos/b.jpg").read_bytes()
+    Path("photos/b.jpg").write_bytes(data[: len(data) // 2])
+    assert everything("photos/b.jpg", "--out", "out") == 1
+    assert read("out/manifest.json")["failures"][0]["file"] == "b.jpg"
+
+
 @pytest.mark.parametrize("form", job.FORMATS)
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
 def test_killed_at_every_rename(work, monkeypatch, form, after):

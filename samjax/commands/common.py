@@ -28,9 +28,9 @@ def count(n: int, noun: str) -> str:
 def check_lone(paths, sources) -> None:
     """A single file that is no picture is a mistake, not a job with one failure. Raises InputError."""
     if len(paths) == len(sources) == 1 and os.path.isfile(paths[0]):
-        from samjax.image import open_image
+        from samjax.image import check_header
 
-        open_image(paths[0]).close()
+        check_header(paths[0])
 
 
 def emit(text: str) -> None:

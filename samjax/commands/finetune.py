@@ -23,9 +23,9 @@ levels (0, 128, 255) are classes, 255 among them. With --masks instances every v
 in DIR/embeddings (2 MB a picture), which is many times faster. --train lora adds low-rank factors to the encoder and
 trains the decoder; they are merged in the result. --train all trains everything.
 
-The best model on the validation data is DIR/model, from the first evaluation on: by the mean of one-point and box IoU,
-in which what either has lost counts three times. It is never worse there in the mean (on --score-objects of them) than
-the one to start from:
+The best model on the validation data is DIR/model, from the first evaluation on: by the mean of one-point and box IoU
+(of those that --prompts names), in which what either has lost counts three times. Its mean there (on --score-objects of
+them) is never lower than that of the one to start from:
   samjax segment photo.jpg --model DIR --point 100,200
   samjax convert DIR tuned.pth
 DIR also holds report.json (untuned and tuned scores), metrics.jsonl, tensorboard/, curves.png (with matplotlib).
@@ -61,7 +61,7 @@ NUMBERS = {
         ("objects", int, 0, "objects of a picture in a step, drawn at random (default: 4)"),
         ("rounds", int, 0, "predictions for an object: a first prompt, then corrections (default: 2)"),
         ("lora-rank", int, 8, "of the factors, with --train lora"),
-        ("mask-size", int, 0, "side of the grid that losses are computed on, a multiple of 256 (default: 512)"),
+        ("mask-size", int, 0, "side of the losses' grid, a multiple of the logits' (default: twice that)"),
         ("average", float, 0.99, "decay of the moving average of the parameters, which is the result; 0: none"),
         ("keep", float, 0.0, "pull towards the parameters at the start; 1 to 30 is sensible"),
         ("blend", float, 0.0, "how far the result goes from the start to the tuned parameters; 1: all the way "

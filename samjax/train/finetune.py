@@ -44,7 +44,7 @@ from samjax.train.recipe import Recipe
 from samjax.train.scores import KINDS, mean_scores, table, weighed
 from samjax.train.step import training_config
 
-FINER = 2  # than the logits is the grid of the losses: on theirs, masks lose what is thin, and boxes get worse
+FINER = 2  # than the logits is the grid of the losses: on theirs, masks lose what is thin
 OWN = ("job.json", "pictures.json", "report.json", "baseline.json", "start.json", "blend.json", "metrics.jsonl",
        "curves.png", "embeddings", "checkpoints", "tensorboard", "model")
 DECODER = ("prompt_encoder", "mask_decoder")
@@ -219,7 +219,9 @@ class _Job:
         if options.minutes:  # the tuned model is scored as long as the untuned one was
             every = options.evaluate_every or 10
             tried = 0 if options.blend else len(SHARES)
-            looks = 2 + tried * min(options.val_objects / options.score_objects, 1.0)
+            scored = {name: scores["objects"] for name, scores in baseline["scores"].items()}
+            looked_at = sum(min(scored[source.name], options.val_objects) for source in self.sources["val"])
+            looks = 2 + tried * looked_at / max(sum(scored.values()), 1)
             minutes = max(options.minutes - (baseline["prepared"] + looks * baseline["took"]) / 60,
                           0.3 * options.minutes)
         return Plan(save_every=every, evaluate_every=every, keep=2, patience=options.patience, minutes=minutes,

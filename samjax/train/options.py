@@ -13,6 +13,7 @@ RATES = {"decoder": 3e-4, "lora": 3e-4, "all": 1e-4}
 BOXES = {"both": 0.5, "point": 0.0, "box": 1.0}
 AUGMENTS = ("none", "flip", "jitter")
 FEWEST, MOST = 200, 2000  # steps, where nothing says how many
+VERSION = 2  # of what defaults and scores mean: a run is not taken up by another
 ENDLESS = 100_000  # steps that a run bounded by minutes may have
 
 
@@ -94,7 +95,7 @@ class Options:
         paths = {name: [os.path.abspath(path) for path in values[name]] for name in ("data", "val", "mix")}
         if os.path.exists(self.init):
             values["init"] = os.path.abspath(self.init)
-        return values | paths | {"bounded": self.minutes > 0}
+        return values | paths | {"bounded": self.minutes > 0, "version": VERSION}
 
 
 def make_recipe(options: Options, pictures: int, devices: int = 1) -> Recipe:
