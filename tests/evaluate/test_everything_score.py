@@ -11,7 +11,7 @@ from samjax.evaluate import Crop, match, score_everything
 from samjax.evaluate.report import Report, Row
 from samjax.predict import Sam
 
-LOOSE = {"points_per_side": 4, "pred_iou_thresh": -9.0, "stability_score_thresh": 0.0, "box_nms_thresh": 1.0}
+LOOSE = {"points_per_side": 4, "pred_iou_thresh": 0.0, "stability_score_thresh": 0.0, "box_nms_thresh": 1.0}
 
 
 def shapes():
