@@ -20,7 +20,8 @@ from samjax.train.metrics import read
 from samjax.train.options import Options, make_recipe
 from samjax.weights import resolve
 
-SETTINGS = ["--lr", "0.005", "--batch", "4", "--objects", "3", "--rounds", "1", "--average", "0.9", "--patience", "0"]
+SETTINGS = ["--lr", "0.005", "--batch", "4", "--objects", "3", "--rounds", "1", "--average", "0.9", "--patience", "0",
+            "--mask-size", "16"]
 
 
 @pytest.fixture(scope="module")
