@@ -9,10 +9,9 @@ JAX in it); every shape found exactly once (one mask with IoU of 0.5 or more); 9
 tile sizes. Windows of one colour (the sea) are skipped, as samjax.tiling does; the points are 96 px apart, and shapes
 smaller than that allows for are placed over one.
 
-Result (experiments/results/huge.json): at most 1.24 GB; of 315 shapes 313, 315 and 314 are found in tiles of 768, 1024
-and 1536 px,
-in the last one of them twice (one further mask passes for it); 99.4 % of the masks or more are the same for any
-two sizes.
+Result (experiments/results/huge.json): at most 1.36 GB; all of 315 shapes are found, each once and nothing else, in
+tiles of 768, 1024 and 1536 px; the masks are the same for any two sizes (IoU of 0.9 or more). Of 1,444, 676 and 256
+windows 176, 96 and 44 show land; 68, 58 and 39 further ones are looked at for what seams cut.
 """
 
 import argparse
