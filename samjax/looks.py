@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from samjax.seams import Group, Piece
-from samjax.tiles import Box, Plan, patch
+from samjax.tiles import Box, Plan, last_start, patch
 
 EDGE = 8  # encoder pixels: a mask that ends this near to its window's side is taken to be cut by it
 
@@ -55,7 +55,7 @@ class _Wanted(NamedTuple):
         around = min(max(self.halo, self.margin + step), room // 2)
         best = {(True, False): self.high + around - self.size, (False, True): self.low - around}.get(
             self.open, self.low - room // 2) // step * step
-        last = max(0, -((self.size - self.n) // step) * step)
+        last = last_start(self.size, self.n, step)
         starts = (min(max(0, start), last) for start in (best, best + step, 0, last))
         return next((start for start in starts if self.shows(start, (self.margin, self.margin))), None)
 
@@ -68,14 +68,14 @@ def looks(groups: Sequence[Group], layout: Plan, image_hw: tuple[int, int]) -> l
     has: if that is too few, those that serve most.
     """
     found, near = [], defaultdict(list)  # [window, points of pieces]; their places there by cells as large as a window
-    across, down = (max(box[i + 2] - box[i] for box in layout.windows) for i in (0, 1))
-    for pieces in sorted(_that_fit(groups, layout, image_hw), key=lambda some: min(p.box[1::-1] for p in some)):
-        wanted = _wanted(pieces, layout, image_hw)
+    across, down = size = tuple(max(box[i + 2] - box[i] for box in layout.windows) for i in (0, 1))
+    fitting = _that_fit(groups, layout, size, image_hw)
+    for pieces, wanted, window in sorted(fitting, key=lambda some: min(piece.box[1::-1] for piece in some[0])):
         x, y = wanted[0].low // across, wanted[1].low // down
         places = sorted(i for dx in (-1, 0) for dy in (-1, 0) for i in near[x + dx, y + dy])
         shared = next((i for i in places if all(map(_holds, wanted, found[i][0]))), None)
         if shared is None:
-            shared, window = len(found), _window(wanted, layout)
+            shared = len(found)
             found.append((window, []))
             near[window[0] // across, window[1] // down].append(shared)
         found[shared][1].append([piece.point for piece in pieces])
@@ -90,25 +90,29 @@ def _look(window: Box, points: list[list[tuple[float, float]]]) -> Look:
     return Look(window, np.array(sorted(inside), np.float64).reshape(-1, 2))
 
 
-def _that_fit(groups: Sequence[Group], layout: Plan, image_hw) -> Iterator[Sequence[Piece]]:
-    """The groups that a window shows whole, and such pieces of others that are not continued."""
-    fits = lambda pieces: _window(_wanted(pieces, layout, image_hw), layout) is not None
+def _that_fit(groups: Sequence[Group], layout: Plan, size, image_hw) -> Iterator[tuple]:
+    """(pieces, what is wanted of a window, the window) for the groups that one shows whole, and for such pieces of
+    others that are not continued."""
+    def fitted(pieces: Sequence[Piece]) -> list[tuple]:
+        wanted = _wanted(pieces, layout, size, image_hw)
+        window = _window(wanted, layout)
+        return [] if window is None else [(pieces, wanted, window)]
+
     for pieces, continued in groups:
-        if fits(pieces):
-            yield pieces
-        elif not continued:
-            yield from ([piece] for piece in pieces if fits([piece]))
+        found = fitted(pieces)
+        if not found and not continued:
+            found = [one for piece in pieces for one in fitted([piece])]
+        yield from found
 
 
-def _wanted(pieces: Sequence[Piece], layout: Plan, image_hw: tuple[int, int]) -> list[_Wanted]:
+def _wanted(pieces: Sequence[Piece], layout: Plan, size, image_hw) -> list[_Wanted]:
     """Across and down."""
     found, margin = [], math.ceil(EDGE / layout.scale)
     for axis in (0, 1):
         low, high = min(piece.box[axis] for piece in pieces), max(piece.box[axis + 2] for piece in pieces)
         ends = (any(piece.cut[axis] and piece.box[axis] <= low + margin for piece in pieces),
                 any(piece.cut[axis + 2] and piece.box[axis + 2] >= high - margin for piece in pieces))
-        size = max(box[axis + 2] - box[axis] for box in layout.windows)
-        found.append(_Wanted(low, high + 1, ends, image_hw[1 - axis], size, margin, layout.halo))
+        found.append(_Wanted(low, high + 1, ends, image_hw[1 - axis], size[axis], margin, layout.halo))
     return found
 
 

@@ -70,7 +70,7 @@ class Seams:
         self._gone: set[Name] = set()  # fragments of what is whole elsewhere
         self._links: list[tuple[float, Name, Name]] = []  # how much speaks for it, two fragments
         self._compared, self._found_again = defaultdict(int), defaultdict(int)  # pixels of pieces, over all overlaps
-        self._grouped: list[tuple[list[Name], Group]] | None = None  # once all pieces are there
+        self._grouped: list[Group] | None = None  # once all pieces are there
 
     def add(self, window: int, pieces: Sequence[Piece]) -> None:
         """The pieces of a window, which is given once; in any order of windows."""
@@ -81,7 +81,10 @@ class Seams:
 
     def doubtful(self) -> list[Group]:
         """The fragments that no whole mask holds, each in one group."""
-        return [group for _, group in self._all_groups()]
+        if self._grouped is None:
+            self._grouped = [Group([self._piece(name) for name in names],
+                                   all(self._continued(name, names) for name in names)) for names in self._groups()]
+        return self._grouped
 
     def objects(self, again: Sequence[Piece] = ()) -> list[Joined]:
         """All objects; duplicates are still among them.
@@ -93,19 +96,12 @@ class Seams:
         whole = [piece for pieces in self._pieces.values() for piece in pieces if not any(piece.cut)]
         found = [_alone(piece) for piece in (*whole, *again)]
         boxes = np.array([piece.box for piece in again], np.int64).reshape(-1, 4)
-        for names, (pieces, continued) in self._all_groups():
+        for pieces, continued in self.doubtful():
             if continued:
                 parts = sum(piece.runs.area for piece in pieces if self._is_part(piece, again, boxes))
                 if parts <= 0.5 * sum(piece.runs.area for piece in pieces):
-                    found.append(self._join(names))
+                    found.append(self._join(pieces))
         return found
-
-    def _all_groups(self) -> list[tuple[list[Name], Group]]:
-        if self._grouped is None:
-            self._grouped = [(names, Group([self._piece(name) for name in names],
-                                           all(self._continued(name, names) for name in names)))
-                             for names in self._groups()]
-        return self._grouped
 
     def _is_part(self, piece: Piece, again: Sequence[Piece], boxes: np.ndarray) -> bool:
         """Whether a fragment is what its window shows of a whole mask (with these boxes)."""
@@ -117,8 +113,7 @@ class Seams:
                 return True
         return False
 
-    def _join(self, group: Sequence[Name]) -> Joined:
-        pieces = [self._piece(name) for name in sorted(group)]  # whatever the order of discovery
+    def _join(self, pieces: Sequence[Piece]) -> Joined:
         runs = union([self._trimmed(piece) for piece in pieces])
         areas = np.array([piece.runs.area for piece in pieces], np.float64)
         mean = lambda values: float(np.dot(values, areas) / areas.sum())

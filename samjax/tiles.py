@@ -89,6 +89,11 @@ def patch(scale: float) -> int:
     return int(round(step)) if abs(step - round(step)) < 1e-9 and step >= 1 else 1
 
 
+def last_start(size: int, n: int, step: int) -> int:
+    """Where the last window of `size` pixels begins along a side of n, at a multiple of step."""
+    return max(0, -((size - n) // step) * step)
+
+
 def _steps(tile: int, halo: int, scale: float) -> tuple[int, int, int]:
     """The halo and the side of a core in whole steps, and the step: the encoder's patch, if that is whole pixels."""
     step = patch(scale)
@@ -101,7 +106,7 @@ def _axis(n: int, core: int, halo: int, step: int) -> list[tuple[int, int, int, 
     size, found, start = core + 2 * halo, [], 0
     while True:
         last = start + size >= n
-        shifted = max(0, -((size - n) // step) * step) if last else start  # as much context at the end as elsewhere
+        shifted = last_start(size, n, step) if last else start  # as much context at the end as elsewhere
         found.append((shifted, start + halo if start else 0, min(n, start + size), n if last else start + halo + core))
         if last:
             return found

@@ -16,6 +16,12 @@ def add_command(subparsers, name: str, run: Callable, summary: str, more: str) -
     return parser
 
 
+def add_dtype(parser) -> None:
+    """The option --dtype of commands that load a model."""
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32",
+                        help="of the computation (default: %(default)s)")
+
+
 def add_int8(parser) -> None:
     """The option --int8 of commands that load a model."""
     parser.add_argument("--int8", action="store_true", help="hold large weights as int8: a quarter of a ViT")

@@ -5,7 +5,7 @@ import json
 import sys
 import time
 
-from samjax.commands.common import add_command, add_int8, check_lone, count, emit, start_jax
+from samjax.commands.common import add_command, add_dtype, add_int8, check_lone, count, emit, start_jax
 from samjax.commands.processes import MORE as PROCESSES
 from samjax.commands.processes import add_processes, join, steady
 
@@ -32,8 +32,7 @@ def add(subparsers) -> None:
     parser.add_argument("--out", metavar="DIR", required=True, help="where to write")
     parser.add_argument("--model", metavar="M", default="mobile_sam",
                         help="a known name (samjax weights) or a file or directory (default: %(default)s)")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32",
-                        help="of the computation (default: %(default)s)")
+    add_dtype(parser)
     add_int8(parser)
     parser.add_argument("--store", choices=("float16", "float32", "bfloat16"), default="float16",
                         help="of the files: 2 MB a picture for a 1024 px model, float32 4 (default: %(default)s)")

@@ -9,7 +9,7 @@ from argparse import ArgumentTypeError
 from pathlib import Path
 
 from samjax.commands import protocols
-from samjax.commands.common import add_command, add_int8, emit, start_jax
+from samjax.commands.common import add_command, add_dtype, add_int8, emit, start_jax
 from samjax.errors import InputError
 from samjax.outputs import check_folder, write_all
 
@@ -43,8 +43,7 @@ def add(subparsers) -> None:
     parser.add_argument("data", metavar="DATA", nargs="+", help="a folder or file of pictures with masks")
     parser.add_argument("--model", metavar="M", default="mobile_sam",
                         help="a known name (samjax weights) or a file or directory (default: %(default)s)")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32",
-                        help="of the computation (default: %(default)s)")
+    add_dtype(parser)
     add_int8(parser)
     parser.add_argument("--prompt", dest="prompts", metavar="P", action="append", type=_prompt,
                         help="point, box, everything, proposals or edges (repeatable; default: point and box)")

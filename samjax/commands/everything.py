@@ -7,7 +7,7 @@ import time
 from functools import partial
 from pathlib import Path
 
-from samjax.commands.common import add_command, add_int8, check_lone, count, emit, start_jax
+from samjax.commands.common import add_command, add_dtype, add_int8, check_lone, count, emit, start_jax
 from samjax.commands.processes import MORE as PROCESSES
 from samjax.commands.processes import Processes, add_processes, join, steady
 from samjax.commands.tiles import MORE as TILES
@@ -62,8 +62,7 @@ def add(subparsers) -> None:
     parser.add_argument("--out", metavar="DIR", required=True, help="where to write")
     parser.add_argument("--model", metavar="M", default="mobile_sam",
                         help="a known name (samjax weights) or a file or directory (default: %(default)s)")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32",
-                        help="of the computation (default: %(default)s)")
+    add_dtype(parser)
     add_int8(parser)
     parser.add_argument("--format", choices=("sa1b", "coco"), default="sa1b",
                         help="a JSON for each picture, or one for all (default: %(default)s)")

@@ -3,7 +3,7 @@
 import json
 import os
 
-from samjax.commands.common import add_command, emit
+from samjax.commands.common import add_command, add_dtype, emit
 from samjax.errors import InputError
 
 MORE = """\
@@ -30,8 +30,7 @@ def add(subparsers) -> None:
     parser.add_argument("folder", metavar="DIR", help="the directory to write")
     parser.add_argument("--platforms", metavar="P,P", default="cpu,cuda,tpu",
                         help="what the programs are to run on (default: %(default)s)")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32",
-                        help="of the computation (default: %(default)s)")
+    add_dtype(parser)
     parser.add_argument("--format", choices=("stablehlo", "onnx"), default="stablehlo",
                         help="of the programs (default: %(default)s)")
     parser.add_argument("--slots", type=int, metavar="N", default=8,

@@ -8,7 +8,7 @@ from argparse import ArgumentTypeError
 from functools import partial
 from pathlib import Path
 
-from samjax.commands.common import add_command, add_int8, emit, start_jax
+from samjax.commands.common import add_command, add_dtype, add_int8, emit, start_jax
 from samjax.errors import InputError
 from samjax.outputs import check_folder, write_all
 
@@ -41,8 +41,7 @@ def add(subparsers) -> None:
     parser.add_argument("--single", action="store_true", help="one mask an object instead of three")
     parser.add_argument("--model", metavar="M", default="mobile_sam",
                         help="a known name (samjax weights) or a file or directory (default: %(default)s)")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32",
-                        help="of the computation (default: %(default)s)")
+    add_dtype(parser)
     add_int8(parser)
     parser.add_argument("--out", metavar="DIR", default=".", help="where to write (default: here)")
     parser.add_argument("--json", action="store_true", help="print the JSON, and nothing else, on stdout")
