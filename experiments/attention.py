@@ -1,21 +1,21 @@
-"""Which attention is right, and which is quickest, on the machine at hand: every implementation of `attend`.
+"""Which attention is right, and which is quickest, on the machine at hand: every implementation of `attend_grid`.
 
     python experiments/attention.py [--models vit_b,vit_h] [--batch 1,8] [--dtypes bfloat16,float32] [--rounds 5]
 
-Hardware: any that jax finds; meant for a TPU or an NVIDIA GPU, on a CPU only with a small --grid. Minutes: not
-measured on an accelerator yet. Result: none recorded yet; written to experiments/results/attention_DEVICE.json after
-each line of the table.
+Hardware: any that jax finds; meant for a TPU or an NVIDIA GPU, on a CPU only with a small --grid. Minutes: two for
+eight cases of four implementations on an H200. Result: experiments/results/attention_DEVICE.json, written after each
+line of the table.
 
-A case is a model's heads over its global grid (64 x 64) or its windows (25 of 14 x 14 an image). For each
-implementation: milliseconds of the forward pass and of forward and backward together (all five gradients), medians
-over rounds in which the implementations take turns; TFLOP/s of the forward pass (4 x tokens^2 x width a head, windows
-counted without padding); the programs' temporary memory; and the largest error, over the largest value, of the output
-and of each gradient against the plain form in float32 (multiplied exactly, one image, two heads). The bar is 1e-5 in
-float32 and 2e-2 in bfloat16. "xla" multiplies float32 as the platform does by default (TF32 on a GPU, bfloat16 on a
-TPU) and may miss it there. What cannot run says why.
+A case is a model's heads over its global grid (64 x 64) or that grid in its windows (25 of 14 x 14 an image), from the
+joint projection's products to the joined heads. For each implementation: milliseconds of the forward pass and of
+forward and backward together (all four gradients), medians over rounds in which the implementations take turns;
+TFLOP/s of the forward pass (4 x tokens^2 x width a head, without padding); the programs' temporary memory; and the
+largest error, over the largest value, of the output and of each gradient against the plain form in float32 (multiplied
+exactly, one image, two heads). The bar is 1e-5 in float32 and 2e-2 in bfloat16. "xla" multiplies float32 as the
+platform does by default (TF32 on a GPU, bfloat16 on a TPU) and may miss it there. What cannot run says why.
 
-To choose: `dataclasses.replace(config, attention="pallas")`. What is right and quickest for windows and global blocks
-together on a platform belongs into AUTO of samjax/model/attention.py.
+To choose: `dataclasses.replace(config, attention="triton")`. What is right and quickest for windows and global blocks
+together on a platform belongs into AUTO of samjax/model/attention_windows.py.
 """
 
 import argparse
@@ -24,6 +24,7 @@ import statistics
 import time
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -31,13 +32,13 @@ import numpy as np
 from speed import commit, write
 
 from samjax.config import VIT_B, VIT_H, VIT_L
-from samjax.model.attention import attend
+from samjax.model.attention_windows import attend_grid
 
 MODELS = {config.name: config.encoder for config in (VIT_B, VIT_L, VIT_H)}
-IMPLEMENTATIONS = ["xla", "pallas", "cudnn", "splash"]
+IMPLEMENTATIONS = ["xla", "triton", "cudnn", "pallas", "splash"]
 BARS = {"float32": 1e-5, "bfloat16": 2e-2}
 SHORTEST = 0.1  # seconds: a turn repeats its call until it has lasted about this long
-RESULTS = ("out", "q", "k", "v", "rel_h", "rel_w")
+RESULTS = ("out", "qkv", "bias", "rel_h", "rel_w")
 
 
 def main():
@@ -75,32 +76,46 @@ def parse():
     return args
 
 
+class Case(NamedTuple):
+    """A batch of grids of side x side tokens, heads of width d, windows (0: none)."""
+
+    name: str
+    batch: int
+    side: int
+    heads: int
+    d: int
+    window: int
+    dtype: str
+
+    @property
+    def operations(self) -> float:
+        each = self.window or self.side
+        windows = (-(-self.side // each)) ** 2
+        return 4.0 * self.batch * windows * self.heads * self.d * each**4
+
+
 def cases(args):
-    """Name, (b, h, w, k, d) and dtype of each."""
     for model in args.models:
         vit = MODELS[model]
         for kind in args.kinds:
-            side = args.grid if kind == "global" else vit.window
-            each = 1 if kind == "global" else (-(-args.grid // vit.window)) ** 2
             for dtype in args.dtypes:
                 for batch in args.batch:
-                    yield (f"{model} {kind} {dtype} x {batch}",
-                           (batch * each, side, side, vit.heads, vit.width // vit.heads), dtype)
+                    yield Case(f"{model} {kind} {dtype} x {batch}", batch, args.grid, vit.heads, vit.width // vit.heads,
+                               vit.window if kind == "windows" else 0, dtype)
 
 
 def measure(case, args):
     """A row for each implementation."""
-    name, shape, dtype = case
-    given = arrays(shape, dtype)
+    given = arrays(case)
     rows, calls = [], {}
     for implementation in args.implementations:
-        row = {"case": name, "shape": shape, "dtype": dtype, "attention": implementation}
+        row = {"case": case.name, "shape": case[1:6], "dtype": case.dtype, "attention": implementation}
         rows.append(row)
         try:
-            row["errors"] = errors(implementation, (1, *shape[1:3], 2, shape[4]), dtype)
-            row["right"] = max(row["errors"].values()) <= BARS[dtype]
+            row["errors"] = errors(implementation, case._replace(batch=1, heads=2))
+            row["right"] = max(row["errors"].values()) <= BARS[case.dtype]
             for part, function in (("forward", forward), ("both", both)):
-                compiled = jax.jit(partial(function, implementation)).lower(*given).compile()
+                compiled = jax.jit(partial(function, case, implementation)).lower(*given).compile()
                 row[f"{part}_mib"] = compiled.memory_analysis().temp_size_in_bytes / 2**20
                 calls[implementation, part] = partial(compiled, *given)
         except Exception as error:  # what a card refuses is a result too
@@ -112,39 +127,39 @@ def measure(case, args):
             if (row["attention"], part) in seconds:
                 row[f"{part}_ms"] = 1e3 * statistics.median(seconds[row["attention"], part])
         if "forward_ms" in row:
-            b, h, w, k, d = shape
-            row["tflops"] = 4 * b * k * d * (h * w) ** 2 / row["forward_ms"] / 1e9
+            row["tflops"] = case.operations / row["forward_ms"] / 1e9
     return rows
 
 
-def arrays(shape, dtype):
-    """Queries, keys and values, and vectors of relative positions small enough for a softmax like a model's."""
+def arrays(case):
+    """Products, a bias, and vectors of relative positions small enough for a softmax like a model's."""
     random = np.random.default_rng(0)
-    b, h, w, k, d = shape
-    draw = lambda scale, *shape: jnp.asarray(scale * random.standard_normal(shape, np.float32), dtype)
-    return (*(draw(1, *shape) for _ in range(3)), draw(0.3, h, h, d), draw(0.3, w, w, d))
+    c, each = case.heads * case.d, case.window or case.side
+    draw = lambda scale, *shape: jnp.asarray(scale * random.standard_normal(shape, np.float32), case.dtype)
+    return (draw(1, case.batch, case.side, case.side, 3 * c), draw(0.3, 3 * c),
+            *(draw(0.3, each, each, case.d) for _ in range(2)))
 
 
-def forward(implementation, *given):
-    return attend(*given, implementation)
+def forward(case, implementation, *given):
+    return attend_grid(*given, case.heads, case.window, given[0].dtype.name, implementation)
 
 
-def both(implementation, *given):
-    """The output and the gradients of all five arrays."""
+def both(case, implementation, *given):
+    """The output and the gradients of all four arrays."""
     def loss(given):
-        out = attend(*given, implementation)
+        out = forward(case, implementation, *given)
         return jnp.sum(jnp.sin(out.astype(jnp.float32))), out
 
     gradients, out = jax.grad(loss, has_aux=True)(given)
     return out, *gradients
 
 
-def errors(implementation, shape, dtype):
+def errors(implementation, case):
     """The largest error of each result over its largest value."""
-    given = arrays(shape, dtype)
-    found = jax.jit(partial(both, implementation))(*given)
+    given = arrays(case)
+    found = jax.jit(partial(both, case, implementation))(*given)
     with jax.default_matmul_precision("highest"):
-        exact = jax.jit(partial(both, "reference"))(*(x.astype(jnp.float32) for x in given))
+        exact = jax.jit(partial(both, case, "reference"))(*(x.astype(jnp.float32) for x in given))
     found, exact = ([np.asarray(x, np.float64) for x in xs] for xs in (found, exact))
     return {name: float(np.abs(a - b).max() / np.abs(b).max()) for name, a, b in zip(RESULTS, found, exact)}
 

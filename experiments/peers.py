@@ -107,16 +107,24 @@ def seed_model(model, seed):
     return model
 
 
-def transformers_sam():
-    """`transformers` SamModel, ViT-B, random weights, scaled-dot-product attention, in eval mode."""
+def transformers_sam(kind="vit_b"):
+    """`transformers` SamModel, random weights, scaled-dot-product attention, in eval mode."""
     from transformers import SamConfig, SamModel
 
-    config = SamConfig()
+    width, depth, heads, global_blocks = SHAPES[kind]
+    config = SamConfig(vision_config={
+        "hidden_size": width, "num_hidden_layers": depth, "num_attention_heads": heads,
+        "global_attn_indexes": list(global_blocks), "mlp_dim": 4 * width})
     config._attn_implementation = "sdpa"
     model = SamModel._from_config(config, attn_implementation="sdpa").eval()
     if model.vision_encoder.config._attn_implementation != "sdpa":
         raise RuntimeError("transformers did not take scaled-dot-product attention")
     return model
+
+
+def transformers_encoder(kind):
+    """The image encoder of `transformers_sam` alone."""
+    return transformers_sam(kind).vision_encoder
 
 
 def keras_hub_sam():

@@ -24,7 +24,9 @@ class ViT:
     mlp_ratio: int = 4
     drop_path: float = 0.0  # rate of the last block; rises linearly from 0 (training only)
     scan: bool = False  # blocks stacked and scanned: compiles faster; see model.image_encoder.stack_blocks
-    remat: bool = False  # recompute each block in the backward pass: less memory, more time
+    # Recompute in the backward pass, for less memory and more time: True each block, "products" of each block what is
+    # cheap, all but the products of its linear maps.
+    remat: bool | str = False
 
     @property
     def stride(self) -> int:
@@ -78,7 +80,7 @@ class SamConfig:
     pixel_mean: tuple[float, ...] = IMAGENET_MEAN
     pixel_std: tuple[float, ...] = IMAGENET_STD
     dtype: str = "float32"  # of the computation; norms, softmax and final logits stay float32
-    attention: str = "xla"  # of a ViT's encoder: see model.attention.IMPLEMENTATIONS
+    attention: str = "auto"  # of a ViT's encoder: see model.attention_windows.AUTO, model.attention.IMPLEMENTATIONS
     decode_chunk: int = 0  # prompts decoded at a time; 0: one on a CPU, all of them elsewhere
 
     def __post_init__(self):

@@ -12,6 +12,7 @@ import numpy as np
 from einops import rearrange
 from jax import Array, lax
 
+ATTENTION = "attention"  # the name, for rematerialisation, of what the backward pass of fused attention needs
 BLOCK = 512  # queries a step: the (block x keys) scores of one head stay in a core's cache
 
 
@@ -21,7 +22,7 @@ def attend(q: Array, k: Array, v: Array, rel_h: Array, rel_w: Array, implementat
     Args:
         q, k, v: (b, h, w, k, d) queries, keys and values on a grid, k heads of width d.
         rel_h: (h, h, d) position vectors by query row and key row; rel_w: (w, w, d) the same for columns.
-        implementation: a key of IMPLEMENTATIONS, or "auto": see there.
+        implementation: a key of IMPLEMENTATIONS.
 
     Returns:
         (b, h, w, k, d) in q's dtype. Scores and softmax are float32 whatever the dtype.
@@ -29,21 +30,9 @@ def attend(q: Array, k: Array, v: Array, rel_h: Array, rel_w: Array, implementat
     Raises ValueError for an unknown implementation, InputError for one that cannot serve these arrays or, when the
     program is compiled, the platform: none stands in for another in silence.
     """
-    if implementation == "auto":
-        implementation = chosen(q, jax.default_backend())
     if implementation not in IMPLEMENTATIONS:
-        raise ValueError(f"attention {implementation!r} is none of {', '.join([*IMPLEMENTATIONS, 'auto'])}")
+        raise ValueError(f"attention {implementation!r} is none of {', '.join(IMPLEMENTATIONS)}")
     return IMPLEMENTATIONS[implementation](q, k, v, rel_h.astype(q.dtype), rel_w.astype(q.dtype))
-
-
-def chosen(q: Array, platform: str) -> str:
-    """What "auto" takes for queries (b, h, w, k, d) on a platform: "xla" wherever AUTO names nothing that fits."""
-    name = AUTO.get(platform, "xla")
-    if name == "pallas":
-        from samjax.model import attention_pallas
-
-        return "xla" if attention_pallas.problem(q, name) else name
-    return name
 
 
 def relative_positions(table: Array, size: int) -> Array:
@@ -129,15 +118,12 @@ def _folded(q: Array, k: Array, v: Array, rel_h: Array, rel_w: Array, implementa
 
 IMPLEMENTATIONS = {
     "xla": _blockwise,  # blockwise, on every platform
-    "pallas": partial(_fused, implementation="pallas"),  # kernels of our own: TPU, CUDA
+    "pallas": partial(_fused, implementation="pallas"),  # kernels of our own: TPU
     "cudnn": partial(_folded, implementation="cudnn"),  # CUDA, bfloat16, relative positions folded in
     "splash": partial(_folded, implementation="splash"),  # TPU, relative positions folded in
     # For tests: plain and quadratic in memory, or the kernels interpreted, slowly, on every platform.
     "reference": _reference,
     "folded": partial(_folded, implementation="folded"),
-    **{name: partial(_fused, implementation=name) for name in ("interpret_tpu", "interpret_gpu")},
+    "interpret_tpu": partial(_fused, implementation="interpret_tpu"),
     "interpret_splash": partial(_folded, implementation="interpret_splash"),
 }
-# What "auto" takes on a platform of jax.default_backend(), once experiments/attention.py has shown it right and quicker
-# there. None has been timed on an accelerator yet.
-AUTO: dict[str, str] = {}

@@ -7,9 +7,9 @@ from einops import rearrange
 from jax import Array
 
 from samjax.config import SamConfig, ViT
-from samjax.model.attention import attend, relative_positions
-from samjax.model.layers import Dense, LayerNorm, Weights, conv, init_conv, matmul, mlp
-from samjax.model.windows import merge, partition
+from samjax.model.attention import ATTENTION, relative_positions
+from samjax.model.attention_windows import attend_grid
+from samjax.model.layers import PRODUCT, Dense, LayerNorm, Weights, conv, init_conv, matmul, mlp
 
 EPS = 1e-6
 
@@ -28,17 +28,13 @@ class Attention(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         h, w, c = x.shape[1:]
-        project = Dense(3 * c, self.dtype, name="qkv")
-        qkv = project(x).astype(self.dtype)
-        if self.window:
-            qkv = partition(qkv, self.window, project(jnp.zeros(c)).astype(self.dtype))
-        q, k, v = rearrange(qkv, "b y x (s k d) -> s b y x k d", s=3, k=self.heads)
+        kernel, bias = Dense(3 * c, self.dtype, name="qkv").weights(c)
+        qkv = matmul(x, kernel, self.dtype)
         rel_h, rel_w = (
             relative_positions(self.param(name, nn.initializers.zeros, (2 * size - 1, c // self.heads)), size)
-            for name, size in zip(("rel_pos_h", "rel_pos_w"), qkv.shape[1:3]))
-        out = rearrange(attend(q, k, v, rel_h, rel_w, self.implementation), "b y x k d -> b y x (k d)")
-        if self.window:
-            out = merge(out, h, w)
+            for name, size in zip(("rel_pos_h", "rel_pos_w"), (self.window or h, self.window or w)))
+        out = attend_grid(qkv, bias, rel_h, rel_w, self.heads, self.window,
+                          self.dtype, self.implementation)
         return Dense(c, self.dtype, name="proj")(out)
 
 
@@ -109,8 +105,11 @@ class ImageEncoder(nn.Module):
 
 
 def make_block(vit: ViT) -> type[Block]:
-    """`Block`, rematerialised when the config says so."""
-    return nn.remat(Block) if vit.remat else Block
+    """`Block`, rematerialised as the config says."""
+    if not vit.remat:
+        return Block
+    kept = jax.checkpoint_policies.save_only_these_names(PRODUCT, ATTENTION) if vit.remat == "products" else None
+    return nn.remat(Block, policy=kept, prevent_cse=not vit.scan)
 
 
 def drop_path(y: Array, rate: Array | float, key: Array) -> Array:

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 from jax import Array, lax
+from jax.ad_checkpoint import checkpoint_name
 
 # SAM's own initialisers were never published; these are the customary ones of vision transformers.
 init_kernel = nn.initializers.truncated_normal(0.02)
@@ -87,9 +88,16 @@ def strip_rows(h: int, w: int, positions: int = STRIP) -> int:
     return max(r for r in range(1, h + 1) if h % r == 0 and (r == 1 or r * w <= positions))
 
 
+PRODUCT = "product"  # the name, for rematerialisation, of what linear maps multiply
+
+
 def matmul(x: Array, kernel: Array, dtype: str) -> Array:
-    """x @ kernel, multiplied in `dtype`, accumulated and returned in float32."""
-    return jnp.matmul(x.astype(dtype), kernel.astype(dtype), preferred_element_type=jnp.float32)
+    """x @ kernel, multiplied in `dtype`, accumulated in float32, rounded to `dtype`; returned as float32.
+
+    So it is that a product is written to memory in half the bytes, and its gradient is multiplied in `dtype`, too.
+    """
+    product = jnp.matmul(x.astype(dtype), kernel.astype(dtype))
+    return checkpoint_name(product, PRODUCT).astype(jnp.float32)
 
 
 def layer_norm(x: Array, scale: Array, bias: Array, eps: float) -> Array:
