@@ -47,8 +47,8 @@ def encoder(config: SamConfig, remat: bool = False, backward: bool = False) -> W
     total = outside["patches"] + outside["neck"] + parts["linear"] + parts["attention"]
     if backward:
         again = parts["linear"] - parts["last"] + parts["attention"] if remat else 0
-        total = (2 * outside["patches"] + 3 * outside["neck"] + 3 * parts["linear"] - parts["padding"]
-                 + 4 * parts["attention"] + again)  # nobody asks for the gradient of pixels and of padding
+        total = (2 * outside["patches"] + 3 * outside["neck"] + 3 * parts["linear"]
+                 + 4 * parts["attention"] + again)  # nobody asks for the gradient of pixels
     traffic = _encoder_bytes(config) * ((4 if remat else 3) if backward else 1)
     return Work(total, 0.0, traffic) if config.dtype == "bfloat16" else Work(0.0, total, traffic)
 
@@ -58,14 +58,13 @@ def _block(config: SamConfig, is_global: bool) -> dict[str, int]:
     vit: ViT = config.encoder
     (h, w), c = config.grid, vit.width
     if is_global or not vit.window:
-        windows, y, x, padding = 1, h, w, 0
+        windows, y, x = 1, h, w
     else:
         windows, y, x = math.ceil(h / vit.window) * math.ceil(w / vit.window), vit.window, vit.window
-        padding = 2 * 3 * c * c  # the projection of one empty token
     tokens, last = y * x, 2 * h * w * c * vit.mlp_ratio * c
-    linear = 2 * h * w * c * (3 * c + c) + 2 * last + padding
+    linear = 2 * h * w * c * (3 * c + c) + 2 * last
     attention = 2 * windows * tokens * c * (2 * tokens + y + x)  # scores, values, and both relative positions
-    return {"linear": linear, "last": last, "padding": padding, "attention": attention}
+    return {"linear": linear, "last": last, "attention": attention}
 
 
 def _outside_blocks(config: SamConfig) -> dict[str, int]:

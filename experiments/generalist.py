@@ -7,7 +7,16 @@ DATASETS is a folder of data sets that `samjax finetune` reads. Sets with a trai
 well. Everything goes to experiments/results/generalist.json: each set's scores (mean IoU over at most 600 objects of
 its val split: one point, the best of its three masks, box), the means over sets, and by how much the gap between the
 most confident mask and the best of three has closed. Two cores of a CPU, minutes as given and ten more for scores. A
-run that was stopped goes on. No result is recorded yet.
+run that was stopped goes on.
+
+What was trained elsewhere for minutes (generalist_train.py) is made a model, scored object by object, and recorded:
+
+    python experiments/generalist.py DATASETS MODEL --tensors FOLDER
+    python experiments/weaknesses.py DATASETS --model MODEL --out AFTER.json --worst 0
+    python experiments/generalist.py DATASETS MODEL --tensors FOLDER --scored BEFORE.json AFTER.json
+
+BEFORE.json is experiments/results/weaknesses.json.
+
 """
 
 import argparse
@@ -18,18 +27,23 @@ import statistics
 import sys
 from pathlib import Path
 
+import numpy as np
 import peers
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+import convert  # noqa: E402
 import samjax  # noqa: E402
+from convert.model import nest  # noqa: E402
+from samjax import checkpoint  # noqa: E402
 from samjax.cli import main as samjax_main  # noqa: E402
 from samjax.data import open_source  # noqa: E402
 from samjax.data.sources import NoSplit  # noqa: E402
 from samjax.evaluate import score  # noqa: E402
 from samjax.evaluate.made import commit  # noqa: E402
 from samjax.train.material import Thinned  # noqa: E402
+from samjax.weights import resolve  # noqa: E402
 
 NATURAL = ("coco128seg", "davis", "bsds500")
 KEYS = ("point", "point_oracle", "box")
@@ -44,7 +58,11 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=40.0)
     parser.add_argument("--options", default="--mix-share 0.3 --balance 0.5 --objects 4 --keep 3")
     parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--tensors", type=Path, help="what generalist_train.py wrote")
+    parser.add_argument("--scored", type=Path, nargs=2, metavar=("BEFORE", "AFTER"), help="records of weaknesses.py")
     args = parser.parse_args()
+    if args.tensors:
+        return of_tensors(args)
     tuned_on, natural, unseen = kinds(args.datasets)
     words = ["finetune", *map(str, tuned_on), *(f"--mix={path}" for path in natural), "--out", str(args.out),
              "--score-objects", str(OBJECTS), "--patience", "0", "--minutes", str(args.minutes),
@@ -59,13 +77,35 @@ def main() -> None:
     for path in unseen:
         found = {name: scores(sam, path) for name, sam in models.items()}
         sets[path.name] = row(str(path), found["untuned"], found["tuned"], natural, "not seen")
-    record = {"sets": sets, "means": means(sets), "steps": report["steps"], "best_step": report["best_step"],
-              "pictures": report["pictures"], "seconds": report["seconds"], "minutes": args.minutes,
-              "options": args.options, "versions": peers.versions(), "commit": commit()}
+    write(args, sets, {"steps": report["steps"], "best_step": report["best_step"], "pictures": report["pictures"],
+                       "seconds": report["seconds"], "minutes": args.minutes, "options": args.options})
+
+
+def write(args, sets: dict, more: dict) -> None:
+    record = {"sets": sets, "means": means(sets), **more, "versions": peers.versions(), "commit": commit()}
     temporary = args.results.with_suffix(".tmp")
     temporary.write_text(json.dumps(record, indent=1) + "\n")
     os.replace(temporary, args.results)
     print(json.dumps(record["means"], indent=1))
+
+
+def of_tensors(args) -> None:
+    """Writes the model; or, once it is scored, the record."""
+    if not args.scored:
+        stored = convert.read(resolve("mobile_sam"))
+        tensors = {name: tensor.load() for name, tensor in stored.tensors.items()}
+        for path in sorted(args.tensors.glob("tensors_*.npz")):
+            with np.load(path) as found:
+                tensors |= {name: found[name] for name in found}
+        checkpoint.save_model(args.out, stored.config, nest(tensors), stored.extras)
+        return
+    tuned_on, natural, _ = kinds(args.datasets)
+    seen = {path.name for path in tuned_on}
+    untuned, tuned = (json.loads(path.read_text())["means"] for path in args.scored)
+    percent = lambda one: {key: 100.0 * one[key] for key in KEYS} | {"objects": one["objects"]}
+    sets = {name: row(name, percent(untuned[name]), percent(tuned[name]), natural,
+                      "seen" if name in seen else "not seen") for name in tuned}
+    write(args, sets, {"training": json.loads((args.tensors / "training.json").read_text())})
 
 
 def kinds(folder: Path) -> tuple[list[Path], list[Path], list[Path]]:

@@ -3,8 +3,10 @@
     python experiments/toy.py [--steps 900] [--out experiments/results/toy_training.json] [--sheet FOLDER]
 
 Every picture holds two nests of three shapes, one within the other, so that a click on the innermost may mean any of
-the three. Hardware: 2 CPU cores. No result is recorded
-yet.
+the three. Hardware: 2 CPU cores, five minutes (four of
+them steps). Result: of one click, the IoU of the most confident mask rises from 0.06 to 0.47, of the best of three from
+0.07 to 0.71; the three masks of a click on an innermost shape are as different (mean IoU 0.35 between two) as nested
+shapes are, and match the three true ones with 0.69.
 
 Scored on pictures not trained on, with one click at the point farthest from the shape's boundary: IoU of the most
 confident mask, of the best of three; and whether the three masks of a click on an innermost shape differ: the mean IoU

@@ -10,9 +10,11 @@ to guess. Of these at most three are of a set and one of a picture. Their pictur
 out/worst (not a part of the project: the data are others').
 
 A stopped run goes on where it was; what is there is only summed up again. Of the 16 sets' validation parts, 350
-pictures with 2,400 objects, about 25 minutes on two idle cores.
+pictures with 2,400 objects, 13 minutes on two cores.
 
-No result is recorded yet.
+Result (MobileSAM): one click 53 and a box 77 of 100 on average over the objects; small (below 0.03 % of the picture) 6
+and 47, thin (area over twenty times the squared width) 4 and 21, ragged (solidity below 0.5) 23 and 39. It says of a
+click's mask 43 points too much, of a box's 13.
 """
 
 import json
