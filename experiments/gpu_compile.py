@@ -8,7 +8,7 @@ Hardware: none but a CPU; seconds for the encoders, two to three minutes for a t
 without a card, so products of matrices are left to cuBLAS. JAX knows no way to ask for this: some of its functions are
 replaced. Results go to experiments/results/gpu_compile.json, one case after the other.
 
-Result: the encoder of ViT-H for 8 images in bfloat16 needs 0.8 GiB beside its weights. A training step of ViT-H (8
+Result: the encoder of ViT-H for 8 images in bfloat16 needs 0.9 GiB beside its weights. A training step of ViT-H (8
 images of 8 masks, eleven rounds) needs 42 GiB beside 7 of state when the products of linear maps are kept
 (remat="products"); with everything kept it would need 158 and not fit.
 """
