@@ -3,18 +3,19 @@
     python experiments/accelerator.py [--minutes 9] [--only encoder_vit_h_8,train_vit_h] [--image examples/coffee.jpg]
 
 Hardware: one NVIDIA GPU (meant for an H200), JAX with CUDA, PyTorch, transformers, segment-anything, mobilesam-lite.
-Minutes: at most as given; cases come in the order of their weight, and each is written down when it is done
-(experiments/results/accelerator_DEVICE.json). On a CPU it runs with --small, to see that it does.
+Minutes: at most as given; cases come in the order of their weight, and each is written down when it is done, in
+experiments/results/accelerator_DEVICE.json, a run after the other. On a CPU it runs with --small, to see that it does.
 
 JAX and PyTorch each have a process of their own. In a case, both make their subjects at the same time (compiling is
 most of it, and not timed), then take turns: a subject is called for a fifth of a second five times, the calls of a
 fifth started without waiting between them. "share" is the operations counted from the shapes (flops.py), without what
 is padded or done twice, a second, over those of the best plain product of 8192 x 8192 bfloat16 matrices in that
-library. Torch multiplies float32 in TF32, as JAX does by default on such cards; the decoder of samjax keeps float32
-exact where its masks need it. Peak memory is the device's, for JAX since its process began.
+library. float32 is multiplied as float32 in both; the decoder of samjax does that in bfloat16, too, where its masks
+need it. Peak memory is the device's, for JAX since its process began.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import platform
@@ -71,8 +72,8 @@ def main():
     args = parse()
     until = time.monotonic() + 60 * args.minutes
     workers = {}
-    report = {"about": {"commit": commit(), "date": time.strftime("%Y-%m-%d"), "python": platform.python_version()},
-              "cases": {}}
+    report = {"about": {"commit": commit(), "begun": time.strftime("%Y-%m-%d %H:%M:%S"),
+                        "python": platform.python_version()}, "cases": {}}
     for name in args.only:
         if time.monotonic() > until:
             print("the time is over")
@@ -86,8 +87,9 @@ def main():
                 report["about"] |= workers[library].about
         print(f"\n{name}", flush=True)
         report["cases"][name] = run(case, workers, args, report["cases"].get("matmul", {}))
-        out = args.out or HERE / "results" / f"accelerator_{report['about']['device'].replace(' ', '_')}.json"
-        write(out, report)
+        device = report["about"].get("device", "unknown").replace(" ", "_")
+        out = args.out or HERE / "results" / f"accelerator_{device}.json"
+        write(out, {"runs": [*earlier(out, report), report]})
     close(workers)
 
 
@@ -120,24 +122,23 @@ class Worker:
         self.about = self.answer()
 
     def tell(self, **question):
-        self.process.stdin.write(json.dumps(question) + "\n")
-        self.process.stdin.flush()
+        with contextlib.suppress(OSError):  # it has ended: the answer says so
+            self.process.stdin.write(json.dumps(question) + "\n")
+            self.process.stdin.flush()
 
     def answer(self):
         line = self.process.stdout.readline()
         return json.loads(line) if line else {"missing": f"the process ended with status {self.process.wait()}"}
 
     def ask(self, **question):
-        try:
-            self.tell(**question)
-        except OSError:
-            return {"missing": "the process has ended"}
+        self.tell(**question)
         return self.answer()
 
 
 def close(workers):
     for worker in workers.values():
-        worker.process.stdin.close()
+        with contextlib.suppress(OSError):
+            worker.process.stdin.close()
         worker.process.wait()
     workers.clear()
 
@@ -215,6 +216,12 @@ def show(name, result):
     speed = f"{result['tflops']:.1f} TFLOP/s{share}" if "tflops" in result else ""
     print(f"  {name:24}{1e3 * result['median']:10.2f} ms {result['images_per_s']:10.2f}/s {result['peak_mib']:8} MiB  "
           f"first {result['built']:.1f} + {result['first']:.1f} s  {speed}", flush=True)
+
+
+def earlier(path, report):
+    """The runs of a record but the one at hand."""
+    runs = json.loads(path.read_text())["runs"] if path.exists() else []
+    return [run for run in runs if run["about"].get("begun") != report["about"]["begun"]]
 
 
 def write(path, report):

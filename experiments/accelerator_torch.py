@@ -120,6 +120,6 @@ def forget():
 MAKERS = {"matmul": matmul, "encoder": encoder, "decoder": decoder, "everything": everything, "train": train}
 
 if __name__ == "__main__":
-    torch.set_float32_matmul_precision("high")  # TF32, as JAX multiplies float32 by default
+    torch.set_float32_matmul_precision("highest")  # as samjax multiplies float32
     about = {"torch": torch.__version__, "device": torch.cuda.get_device_name() if DEVICE.type == "cuda" else "cpu"}
     serve(MAKERS, wait, peak, forget, about)

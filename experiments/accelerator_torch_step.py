@@ -17,6 +17,8 @@ class TrainStep:
         self.model = peers.official_sam(name).to(device).train()
         self.encoder = peers.transformers_encoder(name).to(device).train() if kind == "sdpa" else (
             self.model.image_encoder)
+        if remat and kind != "sdpa":
+            raise ValueError("only the encoder of transformers can be checkpointed")
         if kind == "sdpa":
             del self.model.image_encoder
             if remat:
@@ -51,7 +53,7 @@ class TrainStep:
     def _play(self, features, masks):
         """All rounds for the objects (n, 256, 256) of one picture."""
         n = len(masks)
-        points, labels = self._click(masks, masks), torch.ones((n, 1), dtype=torch.int64, device=self.device)
+        points, labels = self._click(masks), torch.ones((n, 1), dtype=torch.int64, device=self.device)
         points, fed, total = points[:, None], None, 0.0
         for i in range(self.rounds):
             sparse, dense = self.model.prompt_encoder(points=(points, labels), boxes=None, masks=fed)
@@ -61,15 +63,15 @@ class TrainStep:
             loss, fed = judge(logits.float(), iou.float(), masks)
             (loss / (self.rounds * self.masks.shape[0] * n)).backward()
             total = total + loss.detach()
-            if i < self.rounds - 2:
+            if i < self.rounds - 3:  # the last two rounds bring no new point
                 error = (fed[:, 0] > 0) != masks
-                point = self._click(error, masks)
+                point = self._click(error)
                 cell = (point / 4).long()
                 label = masks[torch.arange(n, device=self.device), cell[:, 1], cell[:, 0]].long()
                 points, labels = torch.cat([points, point[:, None]], 1), torch.cat([labels, label[:, None]], 1)
         return total
 
-    def _click(self, region, masks):
+    def _click(self, region):
         """(n, 2) pixels drawn uniformly from regions (n, 256, 256)."""
         lots = torch.rand(region.shape, device=self.device) * region
         where = lots.flatten(1).argmax(1)

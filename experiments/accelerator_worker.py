@@ -2,9 +2,9 @@
 
 Lines of JSON, each answered by one:
 
-    {"make": KIND, "with": {...}}   builds a subject and calls it once      -> {"first": s, "images": n, "flops": f}
-    {"time": seconds}               calls it for about so long              -> {"seconds": [a call's time, ...]}
-    {"drop": true}                  forgets it                              -> {}
+    {"make": KIND, "with": {...}}   builds a subject and calls it once   -> {"built": s, "first": s, "images", "flops"}
+    {"time": seconds}               calls it for about so long           -> {"seconds": [a call's, ...], "peak_mib"}
+    {"drop": true}                  forgets it                           -> {}
 
 An answer {"missing": why} says that it did not work. Whatever libraries print goes to stderr.
 """

@@ -2,7 +2,7 @@
 
     python experiments/attention_tuning.py [--models vit_h,vit_b] [--batch 8] [--out FILE.json]
 
-Hardware: an NVIDIA GPU. Minutes: about one for each model. Result: results/attention_tuning_NVIDIA_H200.json.
+Hardware: an NVIDIA GPU. Minutes: about one for each model. Result: results/attention_tuning.json.
 
 Each kernel is compiled with some tiles, warps and stages, for a ViT's windows and its whole grid, and called for a
 tenth of a second three times; the least mean counts. "queries" and "keys" are both kernels of the backward pass, one
@@ -23,6 +23,7 @@ from samjax.config import VIT_B, VIT_H
 from samjax.model import attention_cuda as cuda
 from samjax.model.attention_cuda import Grid, Tuning
 
+ROOT = Path(__file__).resolve().parents[1]
 MODELS = {config.name: config.encoder for config in (VIT_B, VIT_H)}
 FORWARDS = [Tuning(128, 64, 8, 2), Tuning(128, 64, 8, 3), Tuning(64, 64, 4, 2), Tuning(64, 64, 4, 3),
             Tuning(128, 128, 8, 2), Tuning(64, 128, 4, 2), Tuning(64, 128, 8, 2)]
@@ -34,7 +35,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", type=lambda text: text.split(","), default=["vit_h", "vit_b"])
     parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--out", type=Path, default=ROOT / "experiments" / "results" / "attention_tuning.json")
     args = parser.parse_args()
     rows = []
     for model in args.models:
@@ -52,8 +53,8 @@ def main():
                     row = {"model": model, "window": side, "kernel": name, "tuning": tuning} | time(function, inputs)
                     rows.append(row)
                     print(f"{model} {side:3} {name:8} {tuple(tuning or ())!s:20} {row}"[:150], flush=True)
-                    if args.out:
-                        args.out.write_text(json.dumps(rows, indent=1) + "\n")
+                    found = {"card": jax.devices()[0].device_kind, "jax": jax.__version__, "batch": args.batch}
+                    args.out.write_text(json.dumps(found | {"rows": rows}, indent=1) + "\n")
 
 
 def time(function, inputs):

@@ -34,11 +34,11 @@ class Work(NamedTuple):
         return self.low + self.high
 
 
-def encoder(config: SamConfig, remat: bool = False, backward: bool = False) -> Work:
+def encoder(config: SamConfig, remat: bool | str = False, backward: bool = False) -> Work:
     """One image through the ViT; backward: with the gradient of its parameters.
 
-    remat: each block is computed again before its gradient, but for its last product. Attention's scores are always
-    computed again, so that no array of (tokens x tokens) is held.
+    remat: True: each block is computed again before its gradient, but for its last product; "products": no product is.
+    Attention's scores are always computed again, so that no array of (tokens x tokens) is held.
     """
     vit = config.encoder
     blocks = [_block(config, i in vit.global_blocks) for i in range(vit.depth)]
@@ -46,7 +46,7 @@ def encoder(config: SamConfig, remat: bool = False, backward: bool = False) -> W
     outside = _outside_blocks(config)
     total = outside["patches"] + outside["neck"] + parts["linear"] + parts["attention"]
     if backward:
-        again = parts["linear"] - parts["last"] + parts["attention"] if remat else 0
+        again = {False: 0, True: parts["linear"] - parts["last"] + parts["attention"], "products": 0}[remat]
         total = (2 * outside["patches"] + 3 * outside["neck"] + 3 * parts["linear"]
                  + 4 * parts["attention"] + again)  # nobody asks for the gradient of pixels
     traffic = _encoder_bytes(config) * ((4 if remat else 3) if backward else 1)

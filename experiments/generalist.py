@@ -16,7 +16,6 @@ What was trained elsewhere for minutes (generalist_train.py) is made a model, sc
     python experiments/generalist.py DATASETS MODEL --tensors FOLDER --scored BEFORE.json AFTER.json
 
 BEFORE.json is experiments/results/weaknesses.json.
-
 """
 
 import argparse
@@ -104,7 +103,7 @@ def of_tensors(args) -> None:
     untuned, tuned = (json.loads(path.read_text())["means"] for path in args.scored)
     percent = lambda one: {key: 100.0 * one[key] for key in KEYS} | {"objects": one["objects"]}
     sets = {name: row(name, percent(untuned[name]), percent(tuned[name]), natural,
-                      "seen" if name in seen else "not seen") for name in tuned}
+                      "seen" if name in seen else "not seen") for name in tuned if name in untuned}
     write(args, sets, {"training": json.loads((args.tensors / "training.json").read_text())})
 
 

@@ -3,9 +3,9 @@
     python experiments/generalist_train.py DATASETS OUT [--seconds 240] [--batch 8] [--objects 8] [--lr 1e-4]
 
 DATASETS is a folder of data sets with a train split; all parts of MobileSAM are trained, in bfloat16, on pictures that
-are mirrored and scaled. After so many seconds, compiling included, OUT gets the trained tensors, by official names, in
-parts of at most 15 MiB (tensors_0.npz ...), and training.json. `python experiments/generalist.py DATASETS OUT2
---tensors OUT` then weighs them against the model to start from, scores them and makes the record.
+are mirrored and scaled. After so many seconds, compiling included, OUT gets the trained tensors, by their paths in the
+tree, in parts of at most 15 MiB (tensors_0.npz ...), and training.json; generalist.py says how they become a model and
+a record.
 """
 
 import argparse

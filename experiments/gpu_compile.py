@@ -111,6 +111,7 @@ CASES = {
     "decoder, 64 points": lambda: decoder(bf16(VIT_T), 64),
     "step vit_b, 8 images of 8 masks, products": lambda: step(bf16(VIT_B), 8, 8, "products"),
     "step vit_h, 8 images of 8 masks, products": lambda: step(bf16(VIT_H), 8, 8, "products"),
+    "step vit_h, 8 images of 8 masks, all kept": lambda: step(bf16(VIT_H), 8, 8, False),
 }
 
 

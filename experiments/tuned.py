@@ -5,7 +5,7 @@
 Each FILE is what `experiments/weaknesses.py DATASETS --model TUNED --sets SET coco128seg --out FILE.json --worst 0`
 wrote of a tuned model; only objects that both records have are compared. experiments/results/tuned.json gets, for each
 NAME, the scores of each set before and after (means of IoU: one point, best of its three masks, box), calibration, and
-the tables of `samjax.evaluate.strata` over the set tuned on (all sets of a model named "generalist"). Seconds; the
+the tables of `samjax.evaluate.strata` over the set tuned on (over all sets where the record has several). Seconds; the
 records take two minutes each, that of all sets 13.
 """
 
@@ -33,6 +33,8 @@ def main():
         name, _, path = text.partition("=")
         record = read(path)
         pairs = [(before[key(each)], each) for each in objects_of(record) if key(each) in before]
+        if not pairs:
+            sys.exit(f"{path} has no object in common with {args.before}")
         found["models"][name] = {"model": record.found["model"], "commit": record.found["commit"], **compared(pairs)}
         print(f"\n{name}\n{shown(found['models'][name])}")
     suite.write(args.out, found)
@@ -55,7 +57,8 @@ def compared(pairs: list[tuple[dict, dict]]) -> dict:
 
     names = list(dict.fromkeys(one["set"] for one, _ in pairs))
     sets = {name: both([pair for pair in pairs if pair[0]["set"] == name], reliability) for name in names}
-    own = [pair for pair in pairs if len(names) > 2 or pair[0]["set"] != NATURAL]
+    several = len(set(names) - {NATURAL}) != 1
+    own = [pair for pair in pairs if several or pair[0]["set"] != NATURAL]
     strata = {}
     for when, rows in zip(("before", "after"), zip(*own)):
         strata[when] = rounded(stratify(list(zip(*own))[0], rows, SCORES))

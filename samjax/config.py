@@ -28,6 +28,10 @@ class ViT:
     # cheap, all but the products of its linear maps.
     remat: bool | str = False
 
+    def __post_init__(self):
+        if self.remat not in (False, True, "products"):
+            raise ValueError(f"remat {self.remat!r} is none of False, True, 'products'")
+
     @property
     def stride(self) -> int:
         """Input pixels per cell of the feature grid."""
@@ -47,6 +51,10 @@ class TinyViT:
     fold_batch_norm: bool = True  # parameters hold convolutions with their BatchNorm folded in (inference)
     drop_path: float = 0.0
     remat: bool = False
+
+    def __post_init__(self):
+        if not isinstance(self.remat, bool):
+            raise ValueError(f"remat {self.remat!r} is neither False nor True")
 
     @property
     def stride(self) -> int:
@@ -80,7 +88,7 @@ class SamConfig:
     pixel_mean: tuple[float, ...] = IMAGENET_MEAN
     pixel_std: tuple[float, ...] = IMAGENET_STD
     dtype: str = "float32"  # of the computation; norms, softmax and final logits stay float32
-    attention: str = "auto"  # of a ViT's encoder: see model.attention_windows.AUTO, model.attention.IMPLEMENTATIONS
+    attention: str = "auto"  # of a ViT's encoder: see model.attention_windows.chosen, model.attention.IMPLEMENTATIONS
     decode_chunk: int = 0  # prompts decoded at a time; 0: one on a CPU, all of them elsewhere
 
     def __post_init__(self):
@@ -128,7 +136,7 @@ def from_dict(values: dict) -> SamConfig:
             raise ValueError(f"unknown {cls.__name__} settings: {', '.join(unknown)}")
         given = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
         for name, value in given.items():
-            if not _alike(value, known[name].default):
+            if name != "remat" and not _alike(value, known[name].default):
                 raise ValueError(f"{cls.__name__} setting {name} cannot be {value!r}")
         return cls(**given, **parts)
 

@@ -8,7 +8,7 @@ from functools import lru_cache, partial
 import jax
 import jax.numpy as jnp
 from einops import rearrange
-from jax import Array
+from jax import Array, lax
 from jax.ad_checkpoint import checkpoint_name
 
 from samjax.errors import InputError
@@ -23,7 +23,7 @@ def direct(qkv: Array, bias: Array, rel_h: Array, rel_w: Array, heads: int, wind
     """`attend_grid` by the kernels, for windows (h, w). Raises InputError on what they cannot take."""
     b, h, w, width = qkv.shape
     grid = cuda.Grid(h, w, *window, heads, width // 3 // heads)
-    refused = cuda.refuses(grid, qkv.shape, qkv.dtype)
+    refused = cuda.refuses(grid, qkv.dtype)
     if refused:
         raise InputError(f"attention 'triton' cannot take {refused}: choose 'xla'")
     if not interpret:
@@ -66,7 +66,8 @@ def _plain_terms(grid, q, bias, rel_h, rel_w):
     """`cuda.terms` in units of 1, for its derivative."""
     q = (q.astype(jnp.float32) + bias[:, None, None]).astype(q.dtype)
     q = rearrange(q, "b y x (k d) -> b y x k d", k=grid.heads)
-    dot = partial(jnp.einsum, preferred_element_type=jnp.float32)
+    precision = lax.Precision.HIGHEST if q.dtype == jnp.float32 else None  # float32 means float32, on GPUs too
+    dot = partial(jnp.einsum, precision=precision, preferred_element_type=jnp.float32)
     rows = dot("byxkd,byYd->byxkY", q, rel_h[:, jnp.arange(grid.h) % grid.wh])
     columns = dot("byxkd,bxXd->byxkX", q, rel_w[:, jnp.arange(grid.w) % grid.ww])
     pad = lambda x, n: rearrange(jnp.pad(x, [(0, 0)] * 4 + [(0, n - x.shape[4])]), "b y x k n -> b y x (k n)")

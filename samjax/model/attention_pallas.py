@@ -54,7 +54,8 @@ def _forward(q, k, v, rel_h, rel_w, implementation):
 def _backward(implementation, saved, gradient):
     """The terms are computed anew: kept, they would weigh as much as q, k, v and the output together."""
     q, k, v, rel_h, rel_w, out, logsum = saved
-    (scaled, bias_h, bias_w), pull = jax.vjp(terms, q, rel_h, rel_w)
+    with jax.default_matmul_precision("highest" if q.dtype == jnp.float32 else "default"):
+        (scaled, bias_h, bias_w), pull = jax.vjp(terms, q, rel_h, rel_w)
     inner = jnp.sum(out.astype(jnp.float32) * gradient.astype(jnp.float32), -1)
     dq, dk, dv, dbias_h, dbias_w = _operation("backward", implementation)(
         scaled, k, v, bias_h, bias_w, gradient, logsum, inner)

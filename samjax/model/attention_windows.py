@@ -6,32 +6,35 @@ Implementations that read the grid as it is ("triton") spare cutting it up; all 
 import jax
 from einops import rearrange
 from jax import Array
-from jax.extend.backend import get_backend
 
 from samjax.model import attention
 from samjax.model.windows import merge, partition
 
 DIRECT = {"triton": False, "interpret_triton": True}  # on CUDA; or anywhere, slowly, for tests
-# What "auto" takes on a platform for a dtype, "xla" elsewhere: what experiments/attention.py and
-# experiments/accelerator.py have shown to be right and quickest.
-AUTO = {("cuda", "bfloat16"): "triton"}
-
-
-def platform() -> str:
-    """"cpu", "tpu", "cuda" or "rocm": what programs are compiled for by default."""
-    name = jax.default_backend()
-    return name if name != "gpu" else "rocm" if "rocm" in get_backend().platform_version.lower() else "cuda"
+NAMES = [*attention.IMPLEMENTATIONS, *DIRECT, "auto"]
+WIDEST = 64  # columns of a window that "triton" was measured with
 
 
 def chosen(shape: tuple[int, ...], heads: int, window: tuple[int, int], dtype: str) -> str:
-    """What "auto" takes for products (b, h, w, 3 c): "xla" wherever AUTO names nothing that fits."""
-    name = AUTO.get((platform(), dtype), "xla")
-    if name in DIRECT:
-        from samjax.model import attention_cuda
+    """What "auto" takes for products (b, h, w, 3 c): "triton" where it was shown to be right and quicker, else "xla".
 
-        grid = attention_cuda.Grid(*shape[1:3], *window, heads, shape[3] // 3 // heads)
-        return "xla" if attention_cuda.refuses(grid, shape, dtype) else name
-    return name
+    It was in bfloat16 on an H200 (experiments/attention.py, experiments/accelerator.py). Which device that is, the
+    default one says when the program is traced.
+    """
+    if dtype != "bfloat16" or window[1] > WIDEST or not on_hopper():
+        return "xla"
+    from samjax.model import attention_cuda
+
+    grid = attention_cuda.Grid(*shape[1:3], *window, heads, shape[3] // 3 // heads)
+    return "xla" if attention_cuda.refuses(grid, dtype) else "triton"
+
+
+def on_hopper() -> bool:
+    """Whether programs run by default on an NVIDIA GPU of the Hopper generation (H100, H200)."""
+    device = jax.config.jax_default_device
+    if device is None or isinstance(device, str):
+        device = jax.local_devices(backend=device)[0]
+    return device.platform == "gpu" and getattr(device, "compute_capability", "") == "9.0"
 
 
 def attend_grid(qkv: Array, bias: Array, rel_h: Array, rel_w: Array, heads: int, window: int, dtype: str,
@@ -44,7 +47,7 @@ def attend_grid(qkv: Array, bias: Array, rel_h: Array, rel_w: Array, heads: int,
         bias: (3 c,) of the projection; alone it is what a window sees beyond the grid.
         rel_h, rel_w: as for `attention.attend`, of a window.
         dtype: of what is multiplied.
-        implementation: as there, or of DIRECT, or "auto": see AUTO.
+        implementation: as there, or "triton", or "auto": see `chosen`.
 
     Returns:
         (b, h, w, c) in dtype.
@@ -52,6 +55,8 @@ def attend_grid(qkv: Array, bias: Array, rel_h: Array, rel_w: Array, heads: int,
     Raises as `attention.attend` does.
     """
     h, w = qkv.shape[1:3]
+    if implementation not in NAMES:
+        raise ValueError(f"attention {implementation!r} is none of {', '.join(NAMES)}")
     reach = window or h, window or w
     if implementation == "auto":
         implementation = chosen(qkv.shape, heads, reach, dtype)

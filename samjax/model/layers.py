@@ -32,10 +32,10 @@ class Weights(nn.Module):
 
 
 class Dense(nn.Module):
-    """A linear layer that multiplies in `dtype`, and accumulates and returns float32.
+    """A linear layer that multiplies in `dtype` (see `matmul`), adds its bias in float32, and returns float32.
 
     Whoever takes the result casts it to what it multiplies in: between the two, activations and residual sums keep
-    float32's digits at no cost, since compilers fuse them into the product.
+    float32's digits at no cost, since compilers fuse what is done between products.
     """
 
     features: int
@@ -88,7 +88,7 @@ def strip_rows(h: int, w: int, positions: int = STRIP) -> int:
     return max(r for r in range(1, h + 1) if h % r == 0 and (r == 1 or r * w <= positions))
 
 
-PRODUCT = "product"  # the name, for rematerialisation, of what linear maps multiply
+PRODUCT = "product"  # the name, for rematerialisation, of what linear maps give
 
 
 def matmul(x: Array, kernel: Array, dtype: str) -> Array:

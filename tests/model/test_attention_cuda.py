@@ -18,6 +18,7 @@ from samjax.model import attention_cuda, attention_windows
 from samjax.model.attention_cuda import Grid
 from samjax.model.attention_windows import attend_grid
 from samjax.model.sam import encode_image
+from samjax.parallel import mesh_step
 from samjax.sharding import DATA, make_mesh
 
 COLLECTIVE = re.compile(r" (all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute)(?:-start)?\(")
@@ -120,6 +121,23 @@ def test_devices_that_divide_the_batch_only_add_up_gradients():
         assert relative_error(a, b) <= 1e-5
 
 
+def test_a_step_over_a_mesh_needs_no_more():
+    """As above, where the step's mesh tells each device its part."""
+    qkv, *others = arrays(5, 3, 3, 2, 8, b=8)
+
+    def step(state, batch, axis_name=None):
+        loss = lambda others: jnp.sum(jnp.sin(attend_grid(*batch, *others, 2, 3, "float32", "interpret_triton")))
+        return {"params": jax.grad(loss)(state["params"])}, {"loss": loss(state["params"])}
+
+    run = mesh_step(step)
+    state, batch = run.place({"params": others}), run.feed([qkv])
+    text = run.program(state).lower(state, batch).compile().as_text()
+    assert set(COLLECTIVE.findall(text)) == {"all-reduce"}
+    found = run.fetch(run(state, batch)[0])["params"]
+    for a, b in zip(found, program("reference", 3, 2)(qkv, *others)[0][1:]):
+        assert relative_error(a, b) <= 1e-5
+
+
 @pytest.mark.parametrize("shape", [(64, 64, 0, 12, 64), (64, 64, 14, 16, 80), (23, 31, 0, 2, 24)], ids=str)
 def test_kernels_lower_for_a_gpu(shape, monkeypatch):
     """Terms twice, and again in the backward pass; forward; two kernels backward: all that can be checked without a
@@ -140,21 +158,20 @@ def test_other_platforms_and_arrays_are_refused():
             run(*given, 1, 2, "float32", "triton")
     with pytest.raises(InputError, match="cannot take float16"):
         attend_grid(*given, 1, 2, "float16", "interpret_triton")
-    refuses = lambda grid, b=1: attention_cuda.refuses(grid, (b, grid.h, grid.w, 3 * grid.heads * grid.d), "bfloat16")
-    assert "a window of 129 columns" in refuses(Grid(1, 129, 1, 129, 1, 8))
-    assert "heads of width 160" in refuses(Grid(4, 4, 4, 4, 1, 160))
-    assert refuses(Grid(64, 64, 14, 14, 16, 80), 64) is None
-    assert "so many images" in refuses(Grid(64, 64, 14, 14, 16, 80), 256)
+    assert "a window of 129 columns" in attention_cuda.refuses(Grid(1, 129, 1, 129, 1, 8), "bfloat16")
+    assert "heads of width 160" in attention_cuda.refuses(Grid(4, 4, 4, 4, 1, 160), "bfloat16")
+    assert attention_cuda.refuses(Grid(64, 64, 14, 14, 16, 80), "bfloat16") is None
+    with pytest.raises(ValueError, match="attention 'tritn' is none of xla, .*triton.*auto"):
+        attend_grid(*given, 1, 2, "float32", "tritn")
 
 
 def test_auto_is_what_was_measured(monkeypatch):
-    shape = 1, 64, 64, 3 * 1280
-    chosen = lambda dtype, shape=shape: attention_windows.chosen(shape, 16, (14, 14), dtype)
-    assert attention_windows.platform() == "cpu" and chosen("bfloat16") == "xla"
-    monkeypatch.setattr(attention_windows, "platform", lambda: "cuda")
-    assert [chosen(dtype) for dtype in ("bfloat16", "float32")] == ["triton", "xla"]
-    assert chosen("bfloat16", (1, 64, 64, 3 * 16 * 160)) == "xla"  # heads too wide
+    chosen = lambda dtype="bfloat16", heads=16, side=64, window=14: attention_windows.chosen(
+        (1, side, side, 3 * 1280), heads, (window or side,) * 2, dtype)
+    assert not attention_windows.on_hopper() and chosen() == "xla"
     given = arrays(4, 4, 2, 1, 8)
-    monkeypatch.undo()
     found, expected = (attend_grid(*given, 1, 2, "float32", name) for name in ("auto", "xla"))
     assert relative_error(found, expected) == 0
+    monkeypatch.setattr(attention_windows, "on_hopper", lambda: True)
+    assert [chosen(), chosen(window=0), chosen("float32"), chosen(side=96, window=0), chosen(heads=8)] == [
+        "triton", "triton", "xla", "xla", "xla"]

@@ -51,7 +51,7 @@ def check(implementation, given, tolerance):
 
 
 WINDOW = (14, 14, 16)
-PADDED = (9, 70, 8)  # several blocks of queries and tiles of keys, padded rows, columns and (GPU) head
+PADDED = (9, 70, 8)  # several blocks of queries and tiles of keys, padded rows and columns
 
 
 @pytest.mark.parametrize("implementation, shape", [*((name, WINDOW) for name in ["interpret_tpu", *FOLDED]),

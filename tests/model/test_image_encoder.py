@@ -274,3 +274,13 @@ def test_wrong_shapes_are_refused(small_vit, pixels):
                 dict(normalise="none")):
         with pytest.raises(ValueError):
             replace(config, **bad)
+
+
+@pytest.mark.parametrize("remat", [False, True, "products"])
+def test_every_rematerialisation_is_read_back(remat):
+    from samjax.config import VIT_B, ViT, from_dict, to_dict
+
+    config = replace(VIT_B, encoder=replace(VIT_B.encoder, remat=remat))
+    assert from_dict(to_dict(config)) == config
+    with pytest.raises(ValueError, match="remat 'product' is none of"):
+        ViT(remat="product")
