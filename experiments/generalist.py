@@ -28,6 +28,8 @@ from pathlib import Path
 
 import numpy as np
 import peers
+from tuned import compared, key, read
+from weaknesses import objects_of
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -100,10 +102,11 @@ def of_tensors(args) -> None:
         return
     tuned_on, natural, _ = kinds(args.datasets)
     seen = {path.name for path in tuned_on}
-    untuned, tuned = (json.loads(path.read_text())["means"] for path in args.scored)
-    percent = lambda one: {key: 100.0 * one[key] for key in KEYS} | {"objects": one["objects"]}
-    sets = {name: row(name, percent(untuned[name]), percent(tuned[name]), natural,
-                      "seen" if name in seen else "not seen") for name in tuned if name in untuned}
+    before, after = ({key(each): each for each in objects_of(read(path))} for path in args.scored)
+    found = compared([(before[place], each) for place, each in after.items() if place in before])["sets"]
+    percent = lambda one, when: {key: 100.0 * one[when][key] for key in KEYS} | {"objects": one["objects"]}
+    sets = {name: row(name, percent(one, "before"), percent(one, "after"), natural,
+                      "seen" if name in seen else "not seen") for name, one in found.items()}
     write(args, sets, {"training": json.loads((args.tensors / "training.json").read_text())})
 
 
