@@ -49,12 +49,27 @@ def model_of(name: str) -> dict:
     """What identifies a model: its name, architecture and the sha256 of its weights."""
     import convert
     from samjax import job
+    from samjax.errors import InputError
     from samjax.weights import KNOWN, resolve
 
-    path = resolve(name)
+    try:
+        path = resolve(name)
+    except InputError as error:
+        raise SystemExit(str(error)) from None
     sha256 = KNOWN[name].sha256 if name in KNOWN else job.fingerprint(path)
     return {"name": name if name in KNOWN else Path(name).name, "architecture": convert.read(path).config.name,
             "sha256": sha256}
+
+
+def load(path: Path) -> dict:
+    """What a record holds; ends the program with one line where it is none."""
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise SystemExit(f"{path} cannot be read: {error}") from None
+    if not isinstance(found, dict) or "sets" not in found:
+        raise SystemExit(f"{path} is no record of an experiment on data sets")
+    return found
 
 
 @dataclass
@@ -70,7 +85,7 @@ class Record:
         stamp = {"model": model_of(args.model), "settings": {"split": args.split, **settings}}
         record = cls(args.out)
         if args.out.exists() and not args.redo:
-            record.found = json.loads(args.out.read_text())
+            record.found = load(args.out)
             for key, value in json.loads(json.dumps(stamp)).items():
                 if record.found.get(key) != value:
                     raise SystemExit(f"{args.out} was made with {key} {record.found.get(key)} and not {value}: give "
@@ -105,6 +120,8 @@ def sets_of(args) -> Iterator[tuple[str, object, list[int]]]:
     from samjax.data import open_source
     from samjax.errors import InputError
 
+    if not args.datasets.is_dir():
+        raise SystemExit(f"{args.datasets}: no such folder")
     names = args.sets or sorted(path.parent.name for path in args.datasets.glob("*/meta.json"))
     for name in names:
         if not args.sets and name in WITHOUT_OBJECTS:

@@ -31,20 +31,21 @@ def main():
     found = json.loads(args.out.read_text()) if args.out.exists() else {"models": {}}
     for text in args.after:
         name, _, path = text.partition("=")
+        if not path:
+            parser.error(f"{text}: give NAME=FILE")
         record = read(path)
         pairs = [(before[key(each)], each) for each in objects_of(record) if key(each) in before]
         if not pairs:
             sys.exit(f"{path} has no object in common with {args.before}")
         found["models"][name] = {"model": record.found["model"], "commit": record.found["commit"], **compared(pairs)}
-        print(f"\n{name}\n{shown(found['models'][name])}")
     suite.write(args.out, found)
+    for text in args.after:
+        name = text.partition("=")[0]
+        print(f"\n{name}\n{shown(found['models'][name])}")
 
 
 def read(path) -> suite.Record:
-    try:
-        return suite.Record(Path(path), json.loads(Path(path).read_text()))
-    except (OSError, ValueError) as error:
-        sys.exit(f"{path}: {error}")
+    return suite.Record(Path(path), suite.load(Path(path)))
 
 
 def key(each: dict) -> tuple:

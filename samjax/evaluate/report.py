@@ -63,7 +63,7 @@ class Report:
             "by_size": {size: {name: _number(mean) for name, mean in found.items()}
                         for size, found in self.by_size().items()},
             "failures": [list(failure) for failure in self.failures],
-            "columns": ["image", "object", "area", "box", "clicks", *scores],
+            "columns": ["image", "object", "area", "bounds", "clicks", *scores],
             "rows": [[row.image, row.object, row.area, list(row.box), [list(click) for click in row.clicks],
                       *(_number(row.scores[name]) for name in scores)] for row in self.rows],
         }
