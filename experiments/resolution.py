@@ -12,9 +12,9 @@ The record, experiments/results/resolution.json, grows with each picture, and a 
 12 s a picture for all sizes on two idle cores, and half a minute to compile for each; 5 pictures of each of 16 sets: 20
 minutes.
 
-Result (MobileSAM, --images 3 --objects 10, 200 objects): boxes are best at 1024 px (69; 51, 63, 67 and 68 at 256, 512, 768
-and 1536), one click at 768 (42; 21, 37, 41 and 40 at 256, 512, 1024 and 1536; a difference of 1.5 is within the error);
-the time is 0.07, 0.19, 0.64, 1 and 2.4.
+Result (MobileSAM, --images 3 --objects 10, 200 objects): boxes are best at 1024 px (69; 51, 63, 67 and 68 at 256, 512,
+768 and 1536), one click at 768 (42; 21, 37, 41 and 40 at 256, 512, 1024 and 1536; a difference of 1.5 is within the
+error); the time is 0.07, 0.19, 0.64, 1 and 2.4.
 """
 
 import statistics
