@@ -23,17 +23,20 @@ import statistics
 import subprocess
 import sys
 import time
+from itertools import zip_longest
 from pathlib import Path
+
+from speed import commit, write
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 SECONDS = 1.0  # of a turn
 
 
-def encoders(name, batch, **options):
-    official = {} if name == "mobile_sam" else {"sdpa": {}, "sdpa+compile": {}}
-    return {"kind": "encoder", "jax": {"samjax": dict(name=name, batch=batch, **options)},
-            "torch": {way: dict(name=name, batch=batch, way=way) for way in {"official": {}, **official}}}
+def encoders(name, batch):
+    ways = ["official"] if name == "mobile_sam" else ["official", "sdpa", "sdpa+compile"]
+    return {"kind": "encoder", "jax": {"samjax": dict(name=name, batch=batch)},
+            "torch": {way: dict(name=name, batch=batch, way=way) for way in ways}}
 
 
 CASES = {
@@ -83,7 +86,7 @@ def main():
             close(workers)
         for library in ("jax", "torch"):
             if case[library] and library not in workers:
-                workers[library] = Worker(library, until)
+                workers[library] = Worker(library)
                 report["about"] |= workers[library].about
         print(f"\n{name}", flush=True)
         report["cases"][name] = run(case, workers, args, report["cases"].get("matmul", {}))
@@ -112,8 +115,7 @@ def parse():
 class Worker:
     """One library's process."""
 
-    def __init__(self, library, until):
-        self.until = until
+    def __init__(self, library):
         path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
         environment = {**os.environ, "PYTHONPATH": path, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
         self.process = subprocess.Popen(
@@ -169,11 +171,6 @@ def run(case, workers, args, peaks):
     return results
 
 
-def zip_longest(*lists):
-    longest = max(map(len, lists))
-    return zip(*([*some, *[None] * (longest - len(some))] for some in lists))
-
-
 def given(case, library, name, args):
     options = dict(case[library][name])
     if case["kind"] == "everything":
@@ -222,20 +219,6 @@ def earlier(path, report):
     """The runs of a record but the one at hand."""
     runs = json.loads(path.read_text())["runs"] if path.exists() else []
     return [run for run in runs if run["about"].get("begun") != report["about"]["begun"]]
-
-
-def write(path, report):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(report, indent=1) + "\n")
-    os.replace(temporary, path)
-
-
-def commit():
-    sys.path.insert(0, str(HERE))
-    from speed import commit
-
-    return commit()
 
 
 if __name__ == "__main__":

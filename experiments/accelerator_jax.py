@@ -38,13 +38,11 @@ def random_array(*shape, scale=1.0, seed=0):
 
 
 @cache
-def weights(name, scan=False):
+def weights(name):
     """Parameters of one model at a time stay on the device."""
     weights.cache_clear()
     gc.collect()
-    config = CONFIGS[name]
-    params = random_params(config)
-    return stack_blocks(config, params)[1] if scan else params
+    return random_params(CONFIGS[name])
 
 
 def matmul(dtype="bfloat16", side=8192):
@@ -53,11 +51,9 @@ def matmul(dtype="bfloat16", side=8192):
     return Subject(partial(jax.jit(jnp.matmul), a, b), 1, 2.0 * side**3)
 
 
-def encoder(name, batch=1, dtype="bfloat16", attention="auto", int8=False, scan=False):
+def encoder(name, batch=1, dtype="bfloat16", attention="auto", int8=False):
     config = replace(CONFIGS[name], dtype=dtype, attention=attention)
-    scan = scan and name != "mobile_sam"
-    config = stack_config(config) if scan else config
-    params = weights(name, scan)
+    params = weights(name)
     params = samjax.quantise(params) if int8 else half(params) if dtype == "bfloat16" else params
     run = jax.jit(partial(encode_image, config))
     work = flops.encoder(config).operations * batch if name != "mobile_sam" else 77.5e9 * batch
@@ -70,11 +66,7 @@ def half(params):
     return params | {"image_encoder": jax.tree_util.tree_map_with_path(cast, params["image_encoder"])}
 
 
-def stack_config(config):
-    return replace(config, encoder=replace(config.encoder, scan=True))
-
-
-def decoder(n, dtype="bfloat16", masks=3):
+def decoder(n, dtype="bfloat16"):
     """n prompts of one point each, beside one picture's features."""
     config = replace(VIT_T, dtype=dtype)
     params = weights("mobile_sam")

@@ -69,11 +69,11 @@ def timed(call: Callable, wait: Callable, seconds: float) -> list[float]:
     wait(call())
     once = time.perf_counter() - start
     if once > seconds:
-        return [once, _mean(call, wait, 1)]
-    return [_mean(call, wait, max(1, round(seconds / PARTS / once))) for _ in range(PARTS)]
+        return [once, mean(call, wait, 1)]
+    return [mean(call, wait, max(1, round(seconds / PARTS / once))) for _ in range(PARTS)]
 
 
-def _mean(call: Callable, wait: Callable, repeats: int) -> float:
+def mean(call: Callable, wait: Callable, repeats: int) -> float:
     start = time.perf_counter()
     for _ in range(repeats):
         out = call()

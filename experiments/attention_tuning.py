@@ -17,7 +17,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from accelerator_worker import _mean
+from accelerator_worker import mean
 
 from samjax.config import VIT_B, VIT_H
 from samjax.model import attention_cuda as cuda
@@ -61,9 +61,9 @@ def time(function, inputs):
     try:
         run = jax.jit(function)
         jax.block_until_ready(run(*inputs))
-        once = _mean(lambda: run(*inputs), jax.block_until_ready, 1)
+        once = mean(lambda: run(*inputs), jax.block_until_ready, 1)
         repeats = max(1, round(0.1 / once))
-        return {"ms": 1e3 * min(_mean(lambda: run(*inputs), jax.block_until_ready, repeats) for _ in range(3))}
+        return {"ms": 1e3 * min(mean(lambda: run(*inputs), jax.block_until_ready, repeats) for _ in range(3))}
     except Exception as error:  # too much shared memory, say
         return {"missing": str(error).splitlines()[0][:200]}
 

@@ -20,7 +20,6 @@ BEFORE.json is experiments/results/weaknesses.json.
 
 import argparse
 import json
-import os
 import shlex
 import statistics
 import sys
@@ -28,6 +27,7 @@ from pathlib import Path
 
 import numpy as np
 import peers
+import suite
 from tuned import compared, key, read
 from weaknesses import objects_of
 
@@ -84,9 +84,7 @@ def main() -> None:
 
 def write(args, sets: dict, more: dict) -> None:
     record = {"sets": sets, "means": means(sets), **more, "versions": peers.versions(), "commit": commit()}
-    temporary = args.results.with_suffix(".tmp")
-    temporary.write_text(json.dumps(record, indent=1) + "\n")
-    os.replace(temporary, args.results)
+    suite.write(args.results, record)
     print(json.dumps(record["means"], indent=1))
 
 

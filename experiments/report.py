@@ -18,6 +18,7 @@ import sys
 from pathlib import Path
 
 import report_sections
+import suite
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -58,7 +59,7 @@ def main():
     parser.add_argument("--worst", type=Path, default=ROOT / "out" / "worst")
     parser.add_argument("--out", type=Path, default=ROOT / "out" / "report.html")
     args = parser.parse_args()
-    found = {path.stem: read(path) for path in sorted(args.results.glob("*.json"))}
+    found = {path.stem: suite.read(path) for path in sorted(args.results.glob("*.json"))}
     if not found:
         raise SystemExit(f"{args.results} holds no results")
     order = sorted(found, key=lambda name: (FIRST.index(name) if name in FIRST else len(FIRST), name))
@@ -68,16 +69,6 @@ def main():
     temporary.write_text(text)
     os.replace(temporary, args.out)
     print(f"{args.out}: {len(order)} experiments, {len(text) / 1e6:.1f} MB")
-
-
-def read(path: Path) -> dict:
-    try:
-        found = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise SystemExit(f"{path} cannot be read: {error}") from None
-    if not isinstance(found, dict):
-        raise SystemExit(f"{path} is no result of an experiment")
-    return found
 
 
 def page(sections: list[tuple[str, str]]) -> str:

@@ -61,13 +61,21 @@ def model_of(name: str) -> dict:
             "sha256": sha256}
 
 
-def load(path: Path) -> dict:
-    """What a record holds; ends the program with one line where it is none."""
+def read(path: Path) -> dict:
+    """A result of an experiment; ends the program with one line where it is none."""
     try:
         found = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise SystemExit(f"{path} cannot be read: {error}") from None
-    if not isinstance(found, dict) or "sets" not in found:
+    if not isinstance(found, dict):
+        raise SystemExit(f"{path} is no result of an experiment")
+    return found
+
+
+def load(path: Path) -> dict:
+    """What a record holds; ends the program with one line where it is none."""
+    found = read(path)
+    if "sets" not in found:
         raise SystemExit(f"{path} is no record of an experiment on data sets")
     return found
 

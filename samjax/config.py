@@ -29,7 +29,7 @@ class ViT:
     remat: bool | str = False
 
     def __post_init__(self):
-        if self.remat not in (False, True, "products"):
+        if not isinstance(self.remat, bool) and self.remat != "products":
             raise ValueError(f"remat {self.remat!r} is none of False, True, 'products'")
 
     @property

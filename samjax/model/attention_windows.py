@@ -12,7 +12,7 @@ from samjax.model.windows import merge, partition
 
 DIRECT = {"triton": False, "interpret_triton": True}  # on CUDA; or anywhere, slowly, for tests
 NAMES = [*attention.IMPLEMENTATIONS, *DIRECT, "auto"]
-WIDEST = 64  # columns of a window that "triton" was measured with
+MEASURED = 64  # columns of a window, at most, that "triton" was timed with
 
 
 def chosen(shape: tuple[int, ...], heads: int, window: tuple[int, int], dtype: str) -> str:
@@ -21,7 +21,7 @@ def chosen(shape: tuple[int, ...], heads: int, window: tuple[int, int], dtype: s
     It was in bfloat16 on an H200 (experiments/attention.py, experiments/accelerator.py). Which device that is, the
     default one says when the program is traced.
     """
-    if dtype != "bfloat16" or window[1] > WIDEST or not on_hopper():
+    if dtype != "bfloat16" or window[1] > MEASURED or not on_hopper():
         return "xla"
     from samjax.model import attention_cuda
 

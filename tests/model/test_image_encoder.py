@@ -284,3 +284,5 @@ def test_every_rematerialisation_is_read_back(remat):
     assert from_dict(to_dict(config)) == config
     with pytest.raises(ValueError, match="remat 'product' is none of"):
         ViT(remat="product")
+    with pytest.raises(ValueError, match="remat 1 is none of"):
+        from_dict(to_dict(VIT_B) | {"encoder": {"kind": "vit", "remat": 1}})
