@@ -48,11 +48,11 @@ CASES = {
         "torch": {way: dict(name="vit_h", batch=8, way=way) for way in ("official", "sdpa", "sdpa+compile")}},
     "everything_vit_h": {"kind": "everything", "jax": {"samjax": {}}, "torch": {"official generator": {}}},
     "train_vit_h": {
-        "kind": "train", "fresh": True, "jax": {"samjax, products": dict(name="vit_h", batch=8, objects=8)},
+        "kind": "train", "alone": True, "jax": {"samjax, products": dict(name="vit_h", batch=8, objects=8)},
         "torch": {"sdpa": dict(name="vit_h", batch=8, objects=8, way="sdpa"),
                   "sdpa, checkpointed": dict(name="vit_h", batch=8, objects=8, way="sdpa", remat=True)}},
     "train_vit_b": {
-        "kind": "train", "fresh": True, "jax": {"samjax, products": dict(name="vit_b", batch=8, objects=8)},
+        "kind": "train", "alone": True, "jax": {"samjax, products": dict(name="vit_b", batch=8, objects=8)},
         "torch": {"sdpa": dict(name="vit_b", batch=8, objects=8, way="sdpa")}},
     "encoder_vit_h_1": encoders("vit_h", 1),
     "encoder_vit_b_8": encoders("vit_b", 8),
@@ -82,14 +82,15 @@ def main():
             print("the time is over")
             break
         case = CASES[name]
-        if case.get("fresh"):
+        if case.get("alone"):
             close(workers)
         for library in ("jax", "torch"):
             if case[library] and library not in workers:
                 workers[library] = Worker(library)
                 report["about"] |= workers[library].about
         print(f"\n{name}", flush=True)
-        report["cases"][name] = run(case, workers, args, report["cases"].get("matmul", {}))
+        report["cases"][name] = run(case, workers, args)
+        shares(report["cases"])
         device = report["about"].get("device", "unknown").replace(" ", "_")
         out = args.out or HERE / "results" / f"accelerator_{device}.json"
         write(out, {"runs": [*earlier(out, report), report]})
@@ -145,13 +146,19 @@ def close(workers):
     workers.clear()
 
 
-def run(case, workers, args, peaks):
-    """{subject: its numbers}. The libraries make and warm up side by side, one subject each at a time."""
+def run(case, workers, args):
+    """{subject: its numbers}. The libraries make and warm up side by side, one subject each at a time; in a case that
+    is "alone" one after the other, each with the device's whole memory (JAX gives none back before it ends)."""
     chosen = {library: [name for name in case[library] if not args.subjects or name in args.subjects]
               for library in ("jax", "torch")}
     results = {}
-    for pair in zip_longest(chosen["jax"], chosen["torch"]):
+    pairs = list(zip_longest(chosen["jax"], chosen["torch"]))
+    if case.get("alone"):
+        pairs = [(name, None) for name in chosen["jax"]] + [(None, name) for name in chosen["torch"]]
+    for pair in pairs:
         made = {}
+        if case.get("alone") and pair[0] is None and "jax" in workers:
+            close({"jax": workers.pop("jax")})
         for library, name in zip(("jax", "torch"), pair):
             if name is not None:
                 workers[library].tell(make=case["kind"], **{"with": given(case, library, name, args)})
@@ -164,7 +171,7 @@ def run(case, workers, args, peaks):
             if "missing" not in results[name]:
                 results[name] |= workers[library].ask(time=args.seconds)
         for library, name in made.items():
-            summarise(results[name], library, peaks)
+            summarise(results[name], library)
             show(name, results[name])
             workers[library].ask(drop=True)
     compare(results)
@@ -183,16 +190,23 @@ def given(case, library, name, args):
     return options
 
 
-def summarise(result, library, peaks):
+def summarise(result, library):
     if "seconds" not in result:
         return
+    result["library"] = library
     result["median"] = statistics.median(result["seconds"])
     result["images_per_s"] = result["images"] / result["median"]
     if result["flops"]:
         result["tflops"] = result["flops"] / result["median"] / 1e12
-        best = peaks.get({"jax": "samjax", "torch": "torch"}[library], {}).get("tflops")
-        if best:
-            result["share"] = result["tflops"] / best
+
+
+def shares(cases):
+    """What each subject has of the best plain product in its library, once that is known."""
+    peaks = {result["library"]: result["tflops"] for result in cases.get("matmul", {}).values() if "tflops" in result}
+    for result in (result for case in cases.values() for result in case.values()):
+        if "tflops" in result and "share" not in result and result["library"] in peaks:
+            result["share"] = result["tflops"] / peaks[result["library"]]
+            print(f"  {100 * result['share']:.1f} % of the measured peak", flush=True)
 
 
 def compare(results):
@@ -209,8 +223,7 @@ def show(name, result):
     if "missing" in result:
         print(f"  {name:24} missing: {result['missing']}", flush=True)
         return
-    share = f" {100 * result['share']:.1f} % of peak" if "share" in result else ""
-    speed = f"{result['tflops']:.1f} TFLOP/s{share}" if "tflops" in result else ""
+    speed = f"{result['tflops']:.1f} TFLOP/s" if "tflops" in result else ""
     print(f"  {name:24}{1e3 * result['median']:10.2f} ms {result['images_per_s']:10.2f}/s {result['peak_mib']:8} MiB  "
           f"first {result['built']:.1f} + {result['first']:.1f} s  {speed}", flush=True)
 

@@ -17,7 +17,6 @@ from functools import partial
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -50,19 +49,21 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=1e-4)
     parser.add_argument("--keep", type=float, default=3.0)
     parser.add_argument("--natural-share", type=float, default=0.35)
+    parser.add_argument("--box-noise", type=float, default=FINETUNE.box_noise)
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--workers", type=int, default=12)
     parser.add_argument("--wait", type=Path, help="when compiled, wait for this file (at most 70 %% of the time)")
+    parser.add_argument("--until", type=float, help="end by this time of the clock (seconds since 1970) instead")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     stored = convert.read(resolve("mobile_sam"))
     config = replace(stored.config, dtype=args.dtype)
     recipe = replace(FINETUNE, batch=args.batch, objects=args.objects, points=args.rounds, lr=args.lr, warmup=50,
-                     train="everything", steps=10**6)
+                     train="everything", steps=10**6, box_noise=args.box_noise)
     names, sources = found(args.datasets)
     batches = make_pipeline(sources, training_config(config, recipe), batch=recipe.batch, objects=recipe.objects,
                             mask_size=2 * config.mask_size[0], weights=shares(names, sources, args.natural_share),
-                            augment=Augment(flip=0.5, scale=(0.5, 2.0)), workers=args.workers)
+                            augment=Augment(flip=0.5, scale=(0.5, 2.0), upside=0.25, light=0.2), workers=args.workers)
     state, steps, seconds = run(config, recipe, stored.params(), batches, args)
     write_parts(args.out, convert.flatten(jax.tree.map(np.asarray, result(state))))
     (args.out / "training.json").write_text(json.dumps({
@@ -77,12 +78,15 @@ def run(config, recipe, params, batches, args):
     anneal, rule = Anneal(recipe.warmup, 0.998, args.keep), partial(trained, recipe)
     state = begin(init_state(config, recipe, jax.device_put(params), jax.random.key(0)), anneal, rule, recipe.steps)
     step = jax.jit(annealed(make_step(config, recipe), recipe, anneal, rule), donate_argnums=0)
-    left = lambda: args.seconds - (time.monotonic() - BEGUN)
-    batches = iter(batches)
-    state, metrics = jax.block_until_ready(step(state, next(batches)))
-    say(1, metrics)
-    while args.wait and not args.wait.exists() and left() > 0.3 * args.seconds:
+    left = lambda: (args.until - time.time()) if args.until else args.seconds - (time.monotonic() - BEGUN)
+    batches, whole = iter(batches), left()
+    first = next(batches)
+    step = step.lower(state, first).compile()
+    print(f"{time.monotonic() - BEGUN:6.1f} s compiled", flush=True)
+    while args.wait and not args.wait.exists() and left() > 0.3 * whole:
         time.sleep(0.1)
+    state, metrics = jax.block_until_ready(step(state, jax.device_put(first)))
+    say(1, metrics)
     done, seen, start = 1, [], time.monotonic()
     while left() > 0:
         if done == 1 + TRIED:
@@ -90,8 +94,8 @@ def run(config, recipe, params, batches, args):
             each = (time.monotonic() - start) / TRIED
             total = int(left() / each) + done
             print(f"{each:.3f} s a step: {total} steps", flush=True)
-            state = replace(state, total=jnp.asarray(total, jnp.int32))
-        state, metrics = step(state, next(batches))
+            state = replace(state, total=jax.device_put(np.int32(total)))
+        state, metrics = step(state, jax.device_put(next(batches)))
         seen.append(metrics)
         done += 1
         if done % 50 == 0:

@@ -14,7 +14,8 @@ from samjax.image import read_image
 class Frame:
     """The picture is flipped, scaled to scaled_hw, and put into the square size so that `offset` is at the top left.
 
-    image_hw: the picture's own (h, w); offset: (y, x), scaled pixels cut off above and left; flip: left for right.
+    image_hw: the picture's own (h, w); offset: (y, x), scaled pixels cut off above and left; flip: left for right;
+    upside: top for bottom.
     """
 
     image_hw: tuple[int, int]
@@ -22,6 +23,7 @@ class Frame:
     size: tuple[int, int]
     offset: tuple[int, int] = (0, 0)
     flip: bool = False
+    upside: bool = False
 
     @property
     def valid(self) -> tuple[int, int]:
@@ -44,13 +46,15 @@ def pixels(picture: Image.Image, frame: Frame, config: SamConfig) -> np.ndarray:
     (valid_h, valid_w), (off_y, off_x) = frame.valid, frame.offset
     if frame.flip:  # the mirror image of a window is the window of the mirror image
         off_x = frame.scaled_hw[1] - off_x - valid_w
+    if frame.upside:
+        off_y = frame.scaled_hw[0] - off_y - valid_h
     if picture.mode == "RGB" and config.in_channels == 3 and config.resize == "bilinear":
         part = _window(picture, frame, off_y, off_x)
     else:
         image = geometry.resize(read_image(picture, config.in_channels), frame.scaled_hw, config.resize)
         part = image[off_y:off_y + valid_h, off_x:off_x + valid_w]
     out = np.zeros((*frame.size, config.in_channels), np.uint8)
-    out[:valid_h, :valid_w] = part[:, ::-1] if frame.flip else part
+    out[:valid_h, :valid_w] = part[::-1 if frame.upside else 1, ::-1 if frame.flip else 1]
     return out
 
 

@@ -38,6 +38,8 @@ def shares(masks: Sequence[np.ndarray], frame: Frame,
     mask, x, top, bottom = _columns(masks, frame.image_hw[0])
     if frame.flip:
         x = frame.image_hw[1] - 1 - x
+    if frame.upside:
+        top, bottom = frame.image_hw[0] - bottom, frame.image_hw[0] - top
     rows, columns = _Axis(frame, cells, 0), _Axis(frame, cells, 1)
     top, bottom, left, right = rows.place(top), rows.place(bottom), columns.place(x), columns.place(x + 1)
     seen = (bottom > top) & (right > left)

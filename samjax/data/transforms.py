@@ -20,16 +20,23 @@ LEAST = 32  # pixels of an object, in its own picture
 class Augment:
     """Random changes. The paper trains without any, and with large-scale jitter where data are few.
 
-    flip: how often left and right change places. scale: (low, high) of a factor on the plain size, drawn uniformly;
+    flip: how often left and right change places; upside: how often top and bottom do, for pictures that have no up (of
+    microscopes, from above). scale: (low, high) of a factor on the plain size, drawn uniformly;
     a picture larger than the frame is cut at a random place, a smaller one padded. (0.1, 2.0) is large-scale jitter.
+    light: the most by which contrast (about the middle grey) and brightness change, each by a share drawn uniformly.
     """
 
     flip: float = 0.5
     scale: tuple[float, float] | None = None
+    upside: float = 0.0
+    light: float = 0.0
 
     def __post_init__(self):
-        if not 0 <= self.flip <= 1:
-            raise ValueError(f"flip {self.flip} is no probability")
+        for name in ("flip", "upside"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} {getattr(self, name)} is no probability")
+        if not 0 <= self.light < 1:
+            raise ValueError(f"light {self.light} must be at least 0 and below 1")
         if self.scale is not None and not 0 < self.scale[0] <= self.scale[1]:
             raise ValueError(f"scale {self.scale} must be (low, high) with 0 < low <= high")
 
@@ -47,7 +54,8 @@ def draw_frame(image_hw: tuple[int, int], size: tuple[int, int], augment: Augmen
         scaled = tuple(max(1, int(side)) for side in scaled)
         offset = tuple(int(rng.integers(max(n - s, 0) + 1)) for n, s in zip(scaled, size))
         frame = Frame(frame.image_hw, scaled, frame.size)
-    return Frame(frame.image_hw, frame.scaled_hw, frame.size, offset, flip)
+    upside = bool(augment.upside and rng.random() < augment.upside)
+    return Frame(frame.image_hw, frame.scaled_hw, frame.size, offset, flip, upside)
 
 
 def mask_cells(config: SamConfig, mask_size: int | None) -> tuple[int, int]:
@@ -106,8 +114,19 @@ def example(record: Record, config: SamConfig, cells: tuple[int, int], objects: 
     if not valid.any():
         raise InputError(f"none of its {len(record.objects)} masks has between {LEAST} px and {TOO_LARGE:.0%} of the "
                          "picture")
-    return {**_first(record, frame, config, fast_jpeg, images), "size": np.array(frame.valid, np.int32),
-            "masks": masks, "valid": valid}
+    first = _first(record, frame, config, fast_jpeg, images)
+    if augment is not None and augment.light:
+        lit(first["image"], frame, augment.light, rng)
+    return {**first, "size": np.array(frame.valid, np.int32), "masks": masks, "valid": valid}
+
+
+def lit(image: np.ndarray, frame: Frame, most: float, rng: np.random.Generator) -> None:
+    """Changes contrast and brightness of the picture in a frame, uint8 (H, W, c), in place; the padding stays black."""
+    contrast, brightness = 1 + rng.uniform(-most, most, 2)
+    levels = ((np.arange(256) - 127.5) * contrast + 127.5) * brightness
+    table = np.clip(np.rint(levels), 0, 255).astype(np.uint8)
+    h, w = frame.valid
+    image[:h, :w] = table[image[:h, :w]]
 
 
 def _without_masks(record: Record, config: SamConfig, cells: tuple[int, int], rng: np.random.Generator,

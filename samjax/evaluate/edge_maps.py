@@ -10,7 +10,7 @@ from samjax.errors import InputError
 
 POINTS, NMS = 16, 0.7  # a side of SAM's grid; IoU of boxes
 SMOOTH = 2.0  # pixels: what a ridge's direction is taken from
-CANNY_SIGMA, SOBEL_SIGMA, CANNY_LOW = 2.0, 2.0, 0.4  # pixels, pixels, share of the upper threshold
+CANNY_SIGMA, SOBEL_SIGMA, CANNY_LOW = 2.5, 2.0, 0.4  # pixels, pixels, share of the upper threshold
 STEEP = 0.125  # change of grey (0..1) in a pixel that counts as 1, as steep as smoothed pictures have it
 BATCH = 64  # points decoded in one call
 

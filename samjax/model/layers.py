@@ -3,6 +3,8 @@
 Axis letters throughout the package: b images, n prompts (objects), t tokens, m masks, h w grid, c channels, k heads.
 """
 
+from functools import partial
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -139,8 +141,8 @@ def depthwise_conv(x: Array, kernel: Array, stride: int = 1, pad_rows: bool = Tr
     """
     pad = kernel.shape[0] // 2
     x = jnp.pad(x, ((0, 0), (pad * pad_rows,) * 2, (pad, pad), (0, 0)))
-    return lax.platform_dependent(x, kernel, cpu=lambda x, k: shifted_conv(x, k, stride),
-                                  default=lambda x, k: grouped_conv(x, k, stride))
+    shifted = partial(shifted_conv, stride=stride)
+    return lax.platform_dependent(x, kernel, cpu=shifted, cuda=shifted, default=partial(grouped_conv, stride=stride))
 
 
 def grouped_conv(x: Array, kernel: Array, stride: int) -> Array:

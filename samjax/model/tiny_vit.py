@@ -154,7 +154,8 @@ class WindowAttention(nn.Module):
         table = self.param("bias", nn.initializers.zeros, (self.heads, self.window**2))
         scale = (c // self.heads) ** -0.5
         bias = table[:, offsets(self.window)]
-        out = lax.map(lambda a: window_attend(*a), (q * scale, k, v, bias))  # head by head, to stay in a cache
+        by_head = lambda *heads: lax.map(lambda a: window_attend(*a), heads)  # to stay in a cache
+        out = lax.platform_dependent(q * scale, k, v, bias, cpu=by_head, default=jax.vmap(window_attend))
         out = rearrange(out, "k b (y x) d -> b y x (k d)", y=self.window)
         return Dense(c, self.dtype, name="proj")(merge(out, h, w))
 

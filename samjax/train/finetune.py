@@ -50,7 +50,8 @@ OWN = ("job.json", "pictures.json", "report.json", "baseline.json", "start.json"
 DECODER = ("prompt_encoder", "mask_decoder")
 FEWEST = 16  # pictures of a source that embeddings are made of, however short the time
 STRETCH = 6.0  # a run bounded by minutes trains at least so many times as long as it evaluates
-AUGMENT = {"flip": Augment(flip=0.5), "jitter": Augment(flip=0.5, scale=(0.5, 2.0))}
+AUGMENT = {"flip": Augment(flip=0.5), "jitter": Augment(flip=0.5, scale=(0.5, 2.0)),
+           "strong": Augment(flip=0.5, scale=(0.5, 2.0), upside=0.5, light=0.3)}
 
 
 def finetune(options: Options, path: Path, sources: dict[str, list[Source]], say: Callable[[str], None] = print,

@@ -56,7 +56,7 @@ class Recipe:
     focal_alpha: float = 0.25  # and gamma: the values of RetinaNet, DETR and MaskFormer, which the paper follows
     focal_gamma: float = 2.0
     iou_of: str = "best"  # the score head learns from the mask of least loss; or from "all" three
-    single_first: bool = False  # the first answer trains the single mask as well, which boxes are answered with
+    single_first: bool = False  # the first answer to a box trains the single mask too, which is what boxes get later
 
     # The optimiser
     steps: int = 90_000

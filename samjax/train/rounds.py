@@ -18,7 +18,7 @@ from samjax.train import lora
 from samjax.train.losses import Terms, judge, most_confident
 from samjax.train.optim import unite
 from samjax.train.recipe import Recipe
-from samjax.train.simulate import correct, first_prompt, inside_picture, plain_round, point_slot
+from samjax.train.simulate import TOP_LEFT, correct, first_prompt, inside_picture, plain_round, point_slot
 
 
 class Objects(NamedTuple):
@@ -96,7 +96,8 @@ def _play(config, recipe, wanted, frozen, features, objects: Objects, scale) -> 
         def loss(wanted):
             params = lora.join(unite(frozen, wanted["params"]))
             masks = _answer(config, params, wanted.get("features", features), turn, i > 0, keys[..., 1])
-            terms, logits = per_object(partial(_judge, recipe, i))(objects.masks, inside, objects.size, masks)
+            boxed = turn.labels[..., 0] == TOP_LEFT
+            terms, logits = per_object(partial(_judge, recipe, i))(objects.masks, inside, objects.size, (masks, boxed))
             sums = jax.tree.map(lambda x: jnp.where(objects.valid, x, 0.0).sum(), terms)
             return sums.loss * scale, (sums, logits)
 
@@ -124,18 +125,20 @@ def _answer(config: SamConfig, params: dict, features: Array, turn: Turn, again:
     return jax.vmap(jax.vmap(alone, in_axes=(None, 0, 0)))(features, turn, keys)
 
 
-def _judge(recipe: Recipe, i: Array, mask: Array, inside: Array, size: Array, masks: Masks) -> tuple[Terms, Array]:
+def _judge(recipe: Recipe, i: Array, mask: Array, inside: Array, size: Array,
+           answer: tuple[Masks, Array]) -> tuple[Terms, Array]:
     """What one object's answer in round i is worth, and the logits to be fed back.
 
     A first prompt is answered with three masks, whatever it is; once there is a mask fed back, with the single one.
+    answer: the masks, and whether the first prompt was a box.
     """
-    logits, iou = masks
+    (logits, iou), boxed = answer
     allowed = (jnp.arange(iou.shape[0]) == 0) != (i == 0)
     enlarged = enlarge(logits, mask.shape)
     terms = judge(recipe, enlarged, iou, mask, inside, allowed)
     if recipe.single_first:
         single = judge(recipe, enlarged, iou, mask, inside, jnp.arange(iou.shape[0]) == 0)
-        terms = terms._replace(loss=terms.loss + jnp.where(i == 0, single.loss, 0.0))
+        terms = terms._replace(loss=terms.loss + jnp.where((i == 0) & boxed, single.loss, 0.0))
     return terms, lax.stop_gradient(logits[most_confident(iou, allowed)])
 
 
