@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 from PIL import Image
-from small_training import CONFIG, QUICK, TINY, jitted, make_batch, params_of
+from small_training import CONFIG, TINY, jitted, make_batch, params_of, quicken
 
 import convert
 import samjax
@@ -115,7 +115,7 @@ def test_pmap_equals_one_device():
     """Two pictures on each of eight devices."""
     many = PmapStep(make_distill_step(SMALL, SMALL, RECIPE, ALL))
     state, single = many.place(start()), start()
-    many._run = many._run.lower(state, many.feed(pairs())).compile(compiler_options=QUICK)
+    quicken(many, state, pairs())
     for i in range(2):
         state, metrics = many(state, many.feed(pairs(i)))
         single, expected = take(single, pairs(i))

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
-from small_training import CONFIG, RECIPE, jitted, make_batch, params_of
+from small_training import CONFIG, RECIPE, jitted, make_batch, params_of, quicken
 
 from samjax.errors import InputError
 from samjax.model.sam import Prompts, decode_masks
+from samjax.parallel import PmapStep
 from samjax.train import rounds, simulate
 from samjax.train.losses import judge, most_confident
 from samjax.train.optim import split, unite
@@ -82,15 +83,15 @@ def test_accumulation_equals_the_large_batch():
 
 
 def test_pmap_equals_one_device():
-    step = jax.pmap(partial(make_step(CONFIG, RECIPE), axis_name="data"), axis_name="data")
-    state = jax.tree.map(lambda x: np.stack([x] * 8), start())
-    history = []
+    many = PmapStep(make_step(CONFIG, RECIPE))
+    state, history = many.place(start()), []
+    quicken(many, state, make_batch(0))
     for i in range(STEPS):
-        state, metrics = step(state, jax.tree.map(lambda x: x[:, None], make_batch(i)))
-        history.append(jax.tree.map(lambda x: x[0], jax.device_get(metrics)))
-    for leaf in jax.tree.leaves(state.params):
+        state, metrics = many(state, many.feed(make_batch(i)))
+        history.append(many.fetch(metrics))
+    for leaf in jax.tree.leaves(jax.device_get(state.params)):
         assert np.array_equal(leaf[0], leaf[7])
-    assert_same(run_on_one(), (jax.tree.map(lambda x: x[0], jax.device_get(state)), history))
+    assert_same(run_on_one(), (many.fetch(state), history))
 
 
 def test_sharded_arrays_equal_one_device():
@@ -146,13 +147,15 @@ def test_keys_follow_from_the_run_and_the_step():
     assert len(losses) == 3 and float(a) in losses
 
 
-def plain_play(config, recipe, params, features, mask, size, key):
-    """The rounds of one object, one after the other, as the paper tells them: the sum of their losses."""
+def plain_play(config, recipe, params, features, mask, size, key, plain):
+    """The rounds of one object, one after the other, as the paper tells them: the sum of their losses.
+
+    plain: the round in the middle that brings no new point.
+    """
     grid = mask.shape
     inside = simulate.inside_picture(config, grid, size)
-    first, place = jax.random.split(jax.random.fold_in(key, recipe.rounds))
+    first, _ = jax.random.split(jax.random.fold_in(key, recipe.rounds))
     points, labels = simulate.first_prompt(config, recipe, first, mask, inside, size)
-    plain = int(simulate.plain_round(recipe, place))
     total, logits, slot = 0.0, None, 2
     for i in range(recipe.rounds):
         click, _ = jax.random.split(jax.random.fold_in(key, i))
@@ -182,11 +185,16 @@ def test_the_gradient_is_that_of_plain_rounds():
     wanted = {"params": params, "features": features}
     gradients, sums = jitted(partial(rounds.play, config, recipe))(wanted, {}, None, objects, jnp.float32(0.5))
 
-    def total(wanted):
-        return sum(plain_play(config, recipe, wanted["params"], wanted["features"][0], jnp.array(masks[0, j]),
-                              jnp.array(batch["size"][0]), keys[0, j]) for j in range(2))
+    @partial(jitted, static_argnums=3)
+    @jax.value_and_grad
+    def alone(wanted, mask, key, plain):
+        return plain_play(config, recipe, wanted["params"], wanted["features"][0], mask, batch["size"][0], key, plain)
 
-    value, expected = jax.value_and_grad(total)(wanted)
+    def of_object(j):
+        _, place = jax.random.split(jax.random.fold_in(keys[0, j], recipe.rounds))
+        return alone(wanted, masks[0, j], keys[0, j], int(simulate.plain_round(recipe, place)))
+
+    value, expected = jax.tree.map(jnp.add, of_object(0), of_object(1))
     np.testing.assert_allclose(sums.loss.sum(), value, rtol=1e-5)
     for (path, a), b in zip(flatten_dict(gradients, sep="/").items(), jax.tree.leaves(expected)):
         np.testing.assert_allclose(2 * a, b, rtol=1e-3, atol=2e-5 * max(np.abs(b).max(), 0.1), err_msg=path)
