@@ -84,8 +84,9 @@ def add(subparsers) -> None:
                         help="which parts are trained (default: %(default)s)")
     parser.add_argument("--prompts", choices=("both", "point", "box"), default="both",
                         help="the first prompt in training (default: %(default)s, even odds)")
-    parser.add_argument("--augment", choices=("none", "flip", "jitter"), default="none",
-                        help="mirror the pictures; and scale them by 0.5 to 2 (default: %(default)s)")
+    parser.add_argument("--augment", choices=("none", "flip", "jitter", "strong"), default="none",
+                        help="mirror the pictures; and scale them by 0.5 to 2; and turn them upside down, and change "
+                             "their light, for pictures that have no up (default: %(default)s)")
     parser.add_argument("--val", metavar="DATA", action="append", default=[], help="other data to validate on")
     parser.add_argument("--mix", metavar="DATA", action="append", default=[],
                         help="data of other kinds that are not to be forgotten")

@@ -136,8 +136,9 @@ def conv(x: Array, kernel: Array, stride: int = 1) -> Array:
 def depthwise_conv(x: Array, kernel: Array, stride: int = 1, pad_rows: bool = True) -> Array:
     """Depthwise convolution of (b, h, w, c) with (s, s, 1, c), padded by s // 2 (on all sides, or left and right only).
 
-    XLA's grouped convolution is many times slower on a CPU than a sum of shifted products, so each platform gets
-    its own form; the choice is made where the program is lowered, so that exported programs choose rightly too.
+    XLA's grouped convolution is many times slower on a CPU than a sum of shifted products. On an H200 a training step
+    of MobileSAM took 1.1 s with cuDNN's, 0.11 s with shifted products. So each platform gets its own form; the choice
+    is made where the program is lowered, so that exported programs choose rightly too.
     """
     pad = kernel.shape[0] // 2
     x = jnp.pad(x, ((0, 0), (pad * pad_rows,) * 2, (pad, pad), (0, 0)))

@@ -64,7 +64,7 @@ def test_picture_and_mask_move_together(seed):
     scaled = tuple(int(v) for v in np.array([120, 160]) * rng.uniform(2, 8))
     size = (512, 512)
     offset = tuple(int(rng.integers(max(n - s, 0) + 1)) for n, s in zip(scaled, size))
-    frame = Frame((120, 160), scaled, size, offset, flip=bool(seed % 2))
+    frame = Frame((120, 160), scaled, size, offset, flip=bool(seed % 2), upside=seed > 1)
     config = VIT_B.__class__("custom", image_size=size)
     picture = Image.fromarray(np.repeat(mask[..., None], 3, axis=-1).astype(np.uint8) * 255)
     image = pixels(picture, frame, config)[..., 0] / 255

@@ -26,7 +26,7 @@ def exact_overlaps(n, scaled, offset, size, cells):
 
 def exact(mask, frame, cells):
     """Shares as integers, what makes 1, and the mask on the grid."""
-    mask = mask[:, ::-1] if frame.flip else mask
+    mask = mask[::-1 if frame.upside else 1, ::-1 if frame.flip else 1]
     (rows, one), (columns, other) = (exact_overlaps(mask.shape[axis], frame.scaled_hw[axis], frame.offset[axis],
                                                     frame.size[axis], cells[axis]) for axis in (0, 1))
     share, one = rows @ mask.astype(int).astype(object) @ columns.T, one * other
@@ -50,7 +50,7 @@ def random_frame(rng, kind):
         return plain((h, w), size)
     scaled = tuple(int(side) for side in rng.integers(1, 50, 2))
     offset = tuple(int(rng.integers(max(n - s, 0) + 1)) for n, s in zip(scaled, size))
-    return Frame((h, w), scaled, size, offset, flip=bool(rng.integers(2)))
+    return Frame((h, w), scaled, size, offset, flip=bool(rng.integers(2)), upside=bool(rng.integers(2)))
 
 
 @pytest.mark.parametrize("kind", ["plain", "jittered"])

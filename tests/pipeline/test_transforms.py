@@ -103,6 +103,33 @@ def test_flips_come_as_often_as_asked():
     assert abs(flips - 600) < 80
 
 
+def test_upside_down_comes_as_often_as_asked():
+    rng = np.random.default_rng(0)
+    found = sum(draw_frame(HW, (64, 64), Augment(flip=0, upside=0.3), rng).upside for _ in range(2000))
+    assert abs(found - 600) < 80
+    for wrong in ({"upside": 1.5}, {"light": 1.0}):
+        with pytest.raises(ValueError):
+            Augment(**wrong)
+
+
+def test_light_changes_the_picture_alone(config):
+    """Every pixel by one and the same table, within its bounds; neither masks nor the padding."""
+    found = record(shapes(np.random.default_rng(0), HW, 3))
+    plain_one = example(found, config, (16, 16), 4, np.random.default_rng(0))
+    h, w = plain_one["size"]
+    means = []
+    for seed in range(30):
+        made = example(found, config, (16, 16), 4, np.random.default_rng(seed), Augment(flip=0, light=0.3))
+        assert np.array_equal(made["masks"], plain_one["masks"]) and not made["image"][h:].any()
+        old, new = plain_one["image"][:h, :w].ravel(), made["image"][:h, :w].ravel().astype(int)
+        order = np.argsort(old, kind="stable")
+        assert (np.diff(new[order]) >= 0).all()  # a darker pixel never becomes the brighter one
+        bounds = [np.clip(((old - 127.5) * c + 127.5) * b, 0, 255) for c in (0.7, 1.3) for b in (0.7, 1.3)]
+        assert (new >= np.min(bounds, 0) - 1).all() and (new <= np.max(bounds, 0) + 1).all()
+        means.append(new.mean())
+    assert np.std(means) > 5
+
+
 def test_jitter_draws_scales_evenly_and_places_anywhere():
     rng, scales, places = np.random.default_rng(0), [], []
     base = target_size(*HW, (1024, 1024))

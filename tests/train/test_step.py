@@ -200,6 +200,20 @@ def test_the_gradient_is_that_of_plain_rounds():
         np.testing.assert_allclose(2 * a, b, rtol=1e-3, atol=2e-5 * max(np.abs(b).max(), 0.1), err_msg=path)
 
 
+@pytest.mark.parametrize("i, boxed, both", [(0, True, True), (0, False, False), (1, True, False)])
+def test_the_first_answer_to_a_box_trains_the_single_mask(i, boxed, both):
+    """Only that: a point is never answered with the single mask first, and later rounds train it anyway."""
+    random = np.random.default_rng(0)
+    logits, iou = random.normal(size=(4, 8, 12)).astype(np.float32), random.normal(size=4).astype(np.float32)
+    mask, inside = random.random((8, 12)) < 0.4, np.ones((8, 12), bool)
+    loss = lambda recipe: rounds._judge(recipe, i, mask, inside, np.array([32, 48]), ((logits, iou), boxed))[0].loss
+    first, single = np.arange(4) > 0, np.arange(4) == 0
+    expected = judge(RECIPE, logits, iou, mask, inside, single if i else first).loss
+    np.testing.assert_allclose(loss(RECIPE), expected, rtol=1e-6)
+    more = judge(RECIPE, logits, iou, mask, inside, single).loss if both else 0.0
+    np.testing.assert_allclose(loss(replace(RECIPE, single_first=True)), expected + more, rtol=1e-6)
+
+
 @pytest.mark.parametrize("change, said", [
     ({"valid": None}, "needs size, masks, valid"), ({"image": None}, "either image or features"),
     ({"features": np.zeros((8, 2, 3, 16), np.float32)}, "either image or features"),
