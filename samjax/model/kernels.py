@@ -6,7 +6,9 @@ import jax
 import jax.numpy as jnp
 from jax.custom_batching import custom_vmap
 from jax.experimental.custom_partitioning import custom_partitioning
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
+
+from samjax.sharding import known_axes
 
 
 def mappable(function):
@@ -27,8 +29,7 @@ def mappable(function):
 def mapped(function):
     """Where a mesh is known (`jax.set_mesh`, `parallel.mesh_step`), each of its devices takes its part of the batch."""
     def call(*arrays):
-        mesh = jax.sharding.get_abstract_mesh()
-        axes = tuple(name for name, kind in zip(mesh.axis_names, mesh.axis_types) if kind == AxisType.Auto)
+        axes, mesh = known_axes(), jax.sharding.get_abstract_mesh()
         devices = prod(mesh.shape[name] for name in axes)
         if devices == 1 or arrays[0].shape[0] % devices:
             return function(*arrays)

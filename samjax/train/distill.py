@@ -25,6 +25,7 @@ from jax import Array, lax
 from samjax.config import SamConfig
 from samjax.errors import InputError
 from samjax.model.sam import Prompts, decode_masks, init
+from samjax.sharding import summed
 from samjax.train.losses import mask_iou
 from samjax.train.optim import make_optimiser, make_schedule, split, trained, unite
 from samjax.train.recipe import Recipe
@@ -103,8 +104,11 @@ def make_distill_step(student: SamConfig, teacher: SamConfig, recipe: Recipe, lo
             batch = _with_regions(config, recipe, batch)
         counts = total({"pictures": jnp.float32(b), "prompts": batch["valid"].sum(dtype=jnp.float32)})
         counts = jax.tree.map(lambda count: jnp.maximum(count, 1.0), counts)
-        one = lambda part: _gradients(config, recipe, losses, chosen, frozen, counts, part)
-        gradients, metrics = total(in_parts(one, recipe.accumulate, batch))
+
+        def sums_of(given, batch: dict):
+            return in_parts(lambda part: _gradients(config, recipe, losses, *given, part), recipe.accumulate, batch)
+
+        gradients, metrics = total(summed(sums_of)((chosen, frozen, counts), batch))
         metrics["learning_rate"] = schedule(state.step)
         return advance(optimiser, state, chosen, frozen, gradients, metrics)
 

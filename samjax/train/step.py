@@ -18,6 +18,7 @@ from samjax.errors import InputError
 from samjax.model.quantise import check_trainable
 from samjax.model.sam import encode_image
 from samjax.predict import normalise
+from samjax.sharding import summed
 from samjax.train import lora
 from samjax.train.losses import Terms
 from samjax.train.optim import Rule, finite, make_optimiser, make_schedule, split, trained, unite
@@ -99,8 +100,12 @@ def make_step(config: SamConfig, recipe: Recipe, trains: Rule | None = None) -> 
         chosen, frozen = split(state.params, rule)
         batch = batch | {"valid": countable(config, batch), "keys": image_keys(state, len(batch["valid"]), axis_name)}
         count = jnp.maximum(total(batch["valid"].sum(dtype=jnp.float32)), 1.0)
-        one = lambda part: _gradients(config, recipe, chosen, frozen, part, 1.0 / (count * recipe.rounds))
-        gradients, sums = total(in_parts(one, recipe.accumulate, batch))
+
+        def sums_of(given, batch: dict):
+            *params, scale = given
+            return in_parts(lambda part: _gradients(config, recipe, *params, part, scale), recipe.accumulate, batch)
+
+        gradients, sums = total(summed(sums_of)((chosen, frozen, 1.0 / (count * recipe.rounds)), batch))
         metrics = _metrics(sums, count) | {"learning_rate": schedule(state.step)}
         return advance(optimiser, state, chosen, frozen, gradients, metrics)
 
@@ -125,10 +130,12 @@ def advance(optimiser, state: TrainState, chosen: dict, frozen: dict, gradients:
 def in_parts(one: Callable, parts: int, batch: dict):
     """one(batch), a tree of sums over its images, computed as the sum of so many parts, one after the other.
 
-    Part i holds images i, i + parts, ...: where the images are sharded over devices, each part is too.
+    Part i holds images i, i + parts, .... Raises InputError if the parts cannot be equal.
     """
     if parts == 1:
         return one(batch)
+    if (b := len(jax.tree.leaves(batch)[0])) % parts:
+        raise InputError(f"{b} images a device cannot be taken in {parts} equal parts")
     batch = jax.tree.map(lambda x: _interleaved(x, parts), batch)
     first = jax.eval_shape(one, jax.tree.map(lambda x: x[0], batch))
     zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), first)
@@ -216,5 +223,3 @@ def check_batch(config: SamConfig, recipe: Recipe, batch: dict):
             raise InputError(f"a batch's {name} must be {dtype} {shape}, not {batch[name].dtype} {batch[name].shape}")
     if len(grid) != 2 or any(side % least or not side for side, least in zip(grid, config.mask_size)):
         raise InputError(f"a batch's masks must have a multiple of {config.mask_size} cells, not {grid}")
-    if b % recipe.accumulate:
-        raise InputError(f"{b} images a device cannot be taken in {recipe.accumulate} equal parts")

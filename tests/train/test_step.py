@@ -7,17 +7,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from collectives import collectives, unexpected
 from flax.traverse_util import flatten_dict
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
-from small_training import CONFIG, RECIPE, jitted, make_batch, params_of, quicken
+from small_training import CONFIG, QUICK, RECIPE, jitted, make_batch, params_of, quicken
 
 from samjax.errors import InputError
 from samjax.model.sam import Prompts, decode_masks
-from samjax.parallel import PmapStep
+from samjax.parallel import MeshStep, PmapStep
+from samjax.sharding import RULES, make_mesh
 from samjax.train import rounds, simulate
 from samjax.train.losses import judge, most_confident
 from samjax.train.optim import split, unite
-from samjax.train.step import check_batch, init_state, make_step, training_config
+from samjax.train.step import check_batch, in_parts, init_state, make_step, training_config
 
 STEPS = 5
 
@@ -94,16 +95,21 @@ def test_pmap_equals_one_device():
     assert_same(run_on_one(), (many.fetch(state), history))
 
 
-def test_sharded_arrays_equal_one_device():
-    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
-    whole, rows = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in ((), ("data",)))
-    step = jitted(make_step(CONFIG, RECIPE), out_shardings=(whole, whole))
-    state, history = jax.device_put(start(), whole), []
+@pytest.mark.parametrize("group, kinds", [(1, {"all-reduce"}), (8, {"all-gather", "all-reduce", "reduce-scatter"})])
+def test_a_mesh_equals_one_device(group, kinds):
+    """Data-parallel, and with parameters divided. Each gradient is sent once, however many rounds it is added up in,
+    and no activation."""
+    many = MeshStep(make_step(CONFIG, RECIPE), make_mesh(group), RULES if group > 1 else None)
+    state, history = many.place(start()), []
+    program = many.program(state).lower(state, many.feed(make_batch(0))).compile(compiler_options=QUICK)
+    found = collectives(program.as_text())
+    shapes = [leaf.shape for leaf in jax.tree.leaves(params_of())] + [(n, n, 8) for n in (2, 3)]  # tables, unfolded
+    assert {each.kind for each in found} <= kinds and not unexpected(found, shapes, kinds, small=16)
+    assert {each.times for each in found} == {1}
     for i in range(STEPS):
-        state, metrics = step(state, jax.device_put(make_batch(i), rows))
-        history.append(jax.device_get(metrics))
-    assert step._cache_size() == 1
-    assert_same(run_on_one(), (jax.device_get(state), history))
+        state, metrics = program(state, many.feed(make_batch(i)))
+        history.append(many.fetch(metrics))
+    assert_same(run_on_one(), (many.fetch(state), history))
 
 
 def test_padding_changes_nothing():
@@ -231,7 +237,7 @@ def test_wrong_batches_are_named(change, said):
 
 def test_parts_must_be_equal():
     with pytest.raises(InputError, match="8 images a device cannot be taken in 16"):
-        check_batch(CONFIG, replace(RECIPE, batch=16, accumulate=16), make_batch(0))
+        in_parts(lambda part: part, 16, make_batch(0))
 
 
 def test_training_config():
