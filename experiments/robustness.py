@@ -9,7 +9,8 @@ of the most confident mask after a click into the middle, and of the box's singl
 The record, experiments/results/robustness.json, grows with each picture, and a stopped run goes on where it was. About
 80 s a picture on two idle cores; 3 pictures of each of 16 sets: 60 minutes.
 
-No result is recorded yet.
+Result (MobileSAM, one picture and at most five objects of four sets): boxes 76.1 clean, 70.1 to 75.7 at the fifth
+strength; clicks 43.2 clean, 21.2 with the strongest noise, 21.4 with the least contrast, 33 to 41 otherwise.
 """
 
 import suite
