@@ -39,8 +39,8 @@ def mesh_step(step: Callable, mesh: Mesh | None = None, rules: Rules | None = No
     """A step over a mesh (default: `samjax.sharding.make_mesh()`) by `jit`.
 
     rules: None keeps the whole state on every device; `samjax.sharding.RULES` divides it along the axis "fsdp".
-    The step sees the global batch and no axis name; what it sums up by `samjax.sharding.summed` each device sums up of
-    its own pictures, and for the rest the compiler adds the communication. Divided parameters (a state's field
+    The step sees the global batch and no axis name. What it adds up by `samjax.train.sums.summed` each device adds up
+    of its own pictures first; for the rest the compiler finds the communication. Divided parameters (a state's field
     `params`) are gathered at the start of a step, and the sum of the gradients is divided at its end.
     """
     return MeshStep(step, mesh, rules)

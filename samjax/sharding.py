@@ -9,7 +9,7 @@ gather activations; with these they gather weights only, which is the point (tes
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -57,31 +57,6 @@ def make_mesh(fsdp: int = 1, devices: Sequence | None = None) -> Mesh:
         raise InputError(f"{len(devices)} devices cannot form groups of {fsdp}: give a divisor")
     auto = jax.sharding.AxisType.Auto  # the default, Explicit, refuses ordinary matrix products
     return jax.make_mesh((len(devices) // fsdp, fsdp), (DATA, FSDP), (auto, auto), devices=devices)
-
-
-def known_axes() -> tuple[str, ...]:
-    """The axes of the mesh that is known (`jax.set_mesh`, `parallel.mesh_step`) and that compilers divide arrays over;
-    () where there is none, or where every device has its own program (pmap, shard_map)."""
-    mesh = jax.sharding.get_abstract_mesh()
-    return tuple(name for name, kind in zip(mesh.axis_names, mesh.axis_types) if kind == jax.sharding.AxisType.Auto)
-
-
-def summed(function: Callable) -> Callable:
-    """function(given, batch) -> sums over the batch; where a mesh is known, each device sums up its share of the batch.
-
-    So every sum is sent once, when it is done. Left to the compiler, what is summed in a loop is sent in each round of
-    it, and where it finds a better order of two sums, activations are.
-    """
-    def run(given, batch):
-        axes = known_axes()
-        if not axes:
-            return function(given, batch)
-        alone = lambda given, batch: jax.tree.map(lambda x: x[None], function(given, batch))
-        parts = jax.shard_map(alone, in_specs=(PartitionSpec(), PartitionSpec(axes)), out_specs=PartitionSpec(axes),
-                              axis_names=set(axes), check_vma=False)(given, batch)
-        return jax.tree.map(lambda x: x.sum(0), parts)
-
-    return run
 
 
 def rule_of(path: str, rules: Rules = RULES) -> int | None:

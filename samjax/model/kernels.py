@@ -6,9 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax.custom_batching import custom_vmap
 from jax.experimental.custom_partitioning import custom_partitioning
-from jax.sharding import NamedSharding, PartitionSpec
-
-from samjax.sharding import known_axes
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 
 def mappable(function):
@@ -24,6 +22,13 @@ def mappable(function):
         return split, jax.tree.map(lambda _: True, split)
 
     return run
+
+
+def known_axes() -> tuple[str, ...]:
+    """The axes of the mesh that is known (`jax.set_mesh`, `parallel.mesh_step`) and that compilers divide arrays over;
+    () where there is none, or where every device has its own program (pmap, shard_map)."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return tuple(name for name, kind in zip(mesh.axis_names, mesh.axis_types) if kind == AxisType.Auto)
 
 
 def mapped(function):

@@ -25,12 +25,12 @@ from jax import Array, lax
 from samjax.config import SamConfig
 from samjax.errors import InputError
 from samjax.model.sam import Prompts, decode_masks, init
-from samjax.sharding import summed
 from samjax.train.losses import mask_iou
 from samjax.train.optim import make_optimiser, make_schedule, split, trained, unite
 from samjax.train.recipe import Recipe
 from samjax.train.simulate import TOP_LEFT, first_prompt, inside_picture
 from samjax.train.step import TrainState, advance, check_batch, countable, encode, image_keys, in_parts, training_config
+from samjax.train.sums import summed
 
 # objects: random points in a picture whose masks are not given. A distillation's own: MobileSAM's paper names no rate.
 DISTILL = Recipe(batch=8, objects=4, points=1, refinements=0, boxes=0.5, steps=10_000, lr=1e-3, warmup=200,

@@ -18,13 +18,13 @@ from samjax.errors import InputError
 from samjax.model.quantise import check_trainable
 from samjax.model.sam import encode_image
 from samjax.predict import normalise
-from samjax.sharding import summed
 from samjax.train import lora
 from samjax.train.losses import Terms
 from samjax.train.optim import Rule, finite, make_optimiser, make_schedule, split, trained, unite
 from samjax.train.recipe import Recipe
 from samjax.train.rounds import Objects, play
 from samjax.train.simulate import inside_picture
+from samjax.train.sums import summed
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["step", "params", "opt_state", "key"], meta_fields=[])
