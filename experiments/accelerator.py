@@ -148,7 +148,7 @@ def close(workers):
 
 def run(case, workers, args):
     """{subject: its numbers}. The libraries make and warm up side by side, one subject each at a time; in a case that
-    is "alone" one after the other, each with the device's whole memory (JAX gives none back before it ends)."""
+    is "alone" one after the other, since JAX gives no memory back before it ends."""
     chosen = {library: [name for name in case[library] if not args.subjects or name in args.subjects]
               for library in ("jax", "torch")}
     results = {}
@@ -203,7 +203,7 @@ def summarise(result, library):
 def shares(cases):
     """What each subject has of the best plain product in its library, once that is known."""
     peaks = {result["library"]: result["tflops"] for result in cases.get("matmul", {}).values() if "tflops" in result}
-    for result in (result for case in cases.values() for result in case.values()):
+    for result in (result for name, case in cases.items() if name != "matmul" for result in case.values()):
         if "tflops" in result and "share" not in result and result["library"] in peaks:
             result["share"] = result["tflops"] / peaks[result["library"]]
             print(f"  {100 * result['share']:.1f} % of the measured peak", flush=True)

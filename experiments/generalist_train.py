@@ -3,9 +3,9 @@
     python experiments/generalist_train.py DATASETS OUT [--seconds 240] [--batch 8] [--objects 8] [--lr 1e-4]
 
 DATASETS is a folder of data sets with a train split; all parts of MobileSAM are trained, in bfloat16, on pictures that
-are mirrored and scaled. After so many seconds, compiling included, OUT gets the trained tensors, by their paths in the
-tree, in parts of at most 15 MiB (tensors_0.npz ...), and training.json; generalist.py says how they become a model and
-a record.
+are mirrored, scaled, at times upside down, and lit otherwise. After so many seconds, compiling included, OUT gets the
+trained tensors, by their paths in the tree, in parts of at most 15 MiB (tensors_0.npz ...), and training.json;
+generalist.py says how they become a model and a record.
 """
 
 import argparse
@@ -69,7 +69,8 @@ def main() -> None:
     (args.out / "training.json").write_text(json.dumps({
         "steps": steps, "seconds": seconds, "sets": {n: len(s) for n, s in zip(names, sources)},
         "device": jax.devices()[0].device_kind, "jax": jax.__version__,
-        "settings": {name: str(value) for name, value in vars(args).items()}}, indent=1) + "\n")
+        "settings": {name: value for name, value in vars(args).items() if isinstance(value, str | int | float)
+                     and name != "until"}}, indent=1) + "\n")
 
 
 def run(config, recipe, params, batches, args):

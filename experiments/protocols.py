@@ -15,6 +15,7 @@ import suite
 
 COUNTS = (1, 2, 3, 5, 9)
 NOISE = 0.1  # of the box's side: the standard deviation of its corners
+OTHERWISE = {"point": "random_point", "point_oracle": "random_point_oracle", "box": "noised_box"}  # how it is recorded
 
 
 def main():
@@ -32,23 +33,17 @@ def main():
 
 def scores_of(sam, record, seed: int) -> dict:
     """{score: IoU of each object}, none where a picture has no objects of 32 px."""
-    from samjax.errors import InputError
+    from samjax.data.sources import LEAST
     from samjax.evaluate import embed, score
 
+    if all(mask.area() < LEAST for mask in record.objects):
+        return {}
     held, found = embed(sam, [record]), {}
-    ask = lambda prompts, **settings: score(sam, [record], prompts, held, seed=seed, **settings)
-    try:
-        plain = ask(("point", "box"), points=COUNTS)
-    except InputError as error:
-        if "no objects" not in str(error):
-            raise
-        return found
-    noised = ask(("point", "box"), points=(1,), first="random", box_noise=NOISE)
-    for report, names in ((plain, {}), (noised, {"point": "random_point", "point_oracle": "random_point_oracle",
-                                                 "box": "noised_box"})):
-        for name in report.names:
-            if not name.endswith("_predicted") and (names.get(name) or report is plain):
-                found[names.get(name, name)] = [suite.number(row.scores[name]) for row in report.rows]
+    plain = score(sam, [record], ("point", "box"), held, points=COUNTS, seed=seed)
+    noised = score(sam, [record], ("point", "box"), held, first="random", box_noise=NOISE, seed=seed)
+    for one, names in ((plain, {name: name for name in plain.rows[0].scores}), (noised, OTHERWISE)):
+        found |= {kept: [suite.number(row.scores[name]) for row in one.rows] for name, kept in names.items()
+                  if not name.endswith("_predicted")}
     return found
 
 

@@ -110,6 +110,21 @@ def resolution(found: dict) -> Iterator[str]:
         [name, *(percent(one["sets"].get(name, {}).get("box")) for one in means.values())] for name in sets]))
 
 
+def protocols(found: dict) -> Iterator[str]:
+    means = found.get("means")
+    if not means:
+        return
+    total, counts = means["mean of the sets"], found["settings"]["points"]
+    names = ["point" if count == 1 else f"point_{count}" for count in counts]
+    series = {"most confident": [total[name] for name in names],
+              "best of 3": [total[f"{name}_oracle"] for name in names], "box": [total["box"]] * len(names)}
+    yield gallery(plots.lines(series, [f"{count}" for count in counts], title="Mean of the sets' means",
+                              xlabel="points", ylabel="mean IoU, %", ylim=(0, 100)))
+    columns = [key for key in total if key != "objects"]
+    yield table(["set", "objects", *(key.replace("_", " ").replace("oracle", "best of 3") for key in columns)],
+                [[name, one["objects"], *(percent(one[key]) for key in columns)] for name, one in means.items()])
+
+
 def edges(found: dict) -> Iterator[str]:
     from samjax.evaluate.edges import Counts
 
@@ -197,5 +212,5 @@ def flat(values: dict) -> dict:
 
 
 KNOWN = {"weaknesses": weaknesses, "domains": domains, "robustness": robustness, "resolution": resolution,
-         "scores_val": scores_val, "edges": edges, "proposals": proposals,
+         "scores_val": scores_val, "edges": edges, "proposals": proposals, "protocols": protocols,
          "speed_cpu": speed, "everything_cpu": speed}

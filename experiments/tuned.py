@@ -4,9 +4,9 @@
 
 Each FILE is what `experiments/weaknesses.py DATASETS --model TUNED --sets SET coco128seg --out FILE.json --worst 0`
 wrote of a tuned model; only objects that both records have are compared. experiments/results/tuned.json gets, for each
-NAME, the scores of each set before and after (means of IoU: one point, best of its three masks, box), calibration, and
-the tables of `samjax.evaluate.strata` over the set tuned on (over all sets where the record has several). Seconds; the
-records take two minutes each, that of all sets 13.
+NAME, the scores of each set and of all objects before and after (means of IoU: one point, best of its three masks,
+box), calibration, and the tables of `samjax.evaluate.strata` over the set tuned on (over all sets where the record has
+several). Seconds; the records take two minutes each, that of all sets 13.
 """
 
 import argparse
@@ -63,11 +63,11 @@ def compared(pairs: list[tuple[dict, dict]]) -> dict:
     strata = {}
     for when, rows in zip(("before", "after"), zip(*own)):
         strata[when] = rounded(stratify(list(zip(*own))[0], rows, SCORES))
-    return {"sets": sets, "strata": strata}
+    return {"all": both(pairs, reliability), "sets": sets, "strata": strata}
 
 
 def both(pairs: list[tuple[dict, dict]], reliability) -> dict:
-    """Of one set: {"objects", "before": means of the scores and the calibration error of each prompt, "after"}."""
+    """{"objects", "before": means of the scores over objects and the calibration error of each prompt, "after"}."""
     found = {"objects": len(pairs)}
     for when, rows in zip(("before", "after"), zip(*pairs)):
         scores = {name: suite.number(statistics.fmean(each[name] for each in rows)) for name in SHOWN}

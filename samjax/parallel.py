@@ -116,7 +116,7 @@ class MeshStep:
         def gather(path, x):
             return jax.lax.with_sharding_constraint(x, self._everywhere) if key_name(path[0]) == "params" else x
 
-        with jax.sharding.use_abstract_mesh(self.mesh.abstract_mesh):  # fused attention divides its batch over it
+        with jax.sharding.use_abstract_mesh(self.mesh.abstract_mesh):  # sums, and fused attention, divide by it
             return self.step(jax.tree_util.tree_map_with_path(gather, state), batch)
 
     def fetch(self, tree):

@@ -21,9 +21,9 @@ class Augment:
     """Random changes. The paper trains without any, and with large-scale jitter where data are few.
 
     flip: how often left and right change places; upside: how often top and bottom do, for pictures that have no up (of
-    microscopes, from above). scale: (low, high) of a factor on the plain size, drawn uniformly;
-    a picture larger than the frame is cut at a random place, a smaller one padded. (0.1, 2.0) is large-scale jitter.
-    light: the most by which contrast (about the middle grey) and brightness change, each by a share drawn uniformly.
+    microscopes, from above). scale: (low, high) of a factor on the plain size, drawn uniformly; a picture larger than
+    the frame is cut at a random place, a smaller one padded. (0.1, 2.0) is large-scale jitter. light: the most by which
+    contrast (about the middle grey) and brightness change, each by a share drawn uniformly.
     """
 
     flip: float = 0.5
@@ -115,14 +115,15 @@ def example(record: Record, config: SamConfig, cells: tuple[int, int], objects: 
         raise InputError(f"none of its {len(record.objects)} masks has between {LEAST} px and {TOO_LARGE:.0%} of the "
                          "picture")
     first = _first(record, frame, config, fast_jpeg, images)
-    if augment is not None and augment.light:
-        lit(first["image"], frame, augment.light, rng)
+    lit(first, frame, augment, rng)
     return {**first, "size": np.array(frame.valid, np.int32), "masks": masks, "valid": valid}
 
 
-def lit(image: np.ndarray, frame: Frame, most: float, rng: np.random.Generator) -> None:
-    """Changes contrast and brightness of the picture in a frame, uint8 (H, W, c), in place; the padding stays black."""
-    contrast, brightness = 1 + rng.uniform(-most, most, 2)
+def lit(made: dict[str, np.ndarray], frame: Frame, augment: Augment | None, rng: np.random.Generator) -> None:
+    """Changes contrast and brightness of an example's "image", uint8 (H, W, c), in place; the padding stays black."""
+    if augment is None or not augment.light or "image" not in made:
+        return
+    image, (contrast, brightness) = made["image"], 1 + rng.uniform(-augment.light, augment.light, 2)
     levels = ((np.arange(256) - 127.5) * contrast + 127.5) * brightness
     table = np.clip(np.rint(levels), 0, 255).astype(np.uint8)
     h, w = frame.valid
@@ -134,7 +135,9 @@ def _without_masks(record: Record, config: SamConfig, cells: tuple[int, int], rn
     picture = record.open()
     record = replace(record, open=lambda longest=None: picture, objects=())
     frame = draw_frame(full_hw(picture), config.image_size, augment, rng)
-    return {**_first(record, frame, config, False, images), "size": np.array(frame.valid, np.int32),
+    first = _first(record, frame, config, False, images)
+    lit(first, frame, augment, rng)
+    return {**first, "size": np.array(frame.valid, np.int32),
             "masks": np.zeros((0, *cells), bool), "valid": np.zeros(0, bool)}
 
 

@@ -13,7 +13,7 @@ RATES = {"decoder": 3e-4, "lora": 3e-4, "all": 1e-4}
 BOXES = {"both": 0.5, "point": 0.0, "box": 1.0}
 AUGMENTS = ("none", "flip", "jitter", "strong")
 FEWEST, MOST = 200, 2000  # steps, where nothing says how many
-VERSION = 2  # of what defaults and scores mean: a run is not taken up by another
+VERSION = 3  # of what defaults and scores mean: a run is not taken up by another
 ENDLESS = 100_000  # steps that a run bounded by minutes may have
 
 

@@ -56,7 +56,7 @@ class Recipe:
     focal_alpha: float = 0.25  # and gamma: the values of RetinaNet, DETR and MaskFormer, which the paper follows
     focal_gamma: float = 2.0
     iou_of: str = "best"  # the score head learns from the mask of least loss; or from "all" three
-    single_first: bool = False  # the first answer to a box trains the single mask too, which is what boxes get later
+    single_first: bool = False  # the first answer to a box trains the single mask too, which answers boxes in use
 
     # The optimiser
     steps: int = 90_000
@@ -68,7 +68,7 @@ class Recipe:
     weight_decay: float = 0.1
     layer_decay: float = 0.8
     clip: float = 0.0  # largest norm of the gradient; 0: never clipped (the paper names none)
-    accumulate: int = 1  # a batch is taken in so many parts, one after the other
+    accumulate: int = 1  # each device takes its share of a batch in so many parts, one after the other
 
     # The model
     drop_path: float = 0.4

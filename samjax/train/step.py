@@ -1,8 +1,9 @@
 """The training step: `init_state`, then `make_step(config, recipe)(state, batch)` again and again.
 
 The step is written once, for one device or for many: with an `axis_name` (pmap, shard_map) it sums over that axis;
-without one it sees the whole batch (one device, or jit with sharded arrays). It gives equal results in all of these,
-because each image draws from a key of its own, by its place in the global batch.
+without one it sees the whole batch (one device, or those of `parallel.mesh_step`, each of which adds up its own
+pictures: see `sums.summed`). It gives equal results in all of these, because each image draws from a key of its own, by
+its place in the global batch.
 """
 
 from collections.abc import Callable
@@ -88,7 +89,8 @@ def make_step(config: SamConfig, recipe: Recipe, trains: Rule | None = None) -> 
     picture does not count. Metrics (scalars, equal on all devices): loss, focal, dice, iou_loss; iou_first (IoU of
     the most confident mask in the first round), iou_oracle (of the best of its three), iou_last (in the last round);
     objects; grad_norm (before clipping); learning_rate; finite. If loss or gradient is not finite, nothing changes but
-    the count of steps. Raises InputError, when it is traced, for a batch of other names or shapes.
+    the count of steps. Raises InputError, when it is traced, for a batch of other names or shapes, and where a device's
+    share of it cannot be taken in recipe.accumulate equal parts.
     """
     config = training_config(config, recipe)
     optimiser, schedule = make_optimiser(config, recipe), make_schedule(recipe)
@@ -135,7 +137,7 @@ def in_parts(one: Callable, parts: int, batch: dict):
     if parts == 1:
         return one(batch)
     if (b := len(jax.tree.leaves(batch)[0])) % parts:
-        raise InputError(f"{b} images a device cannot be taken in {parts} equal parts")
+        raise InputError(f"a device's images, {b}, cannot be taken in {parts} equal parts")
     batch = jax.tree.map(lambda x: _interleaved(x, parts), batch)
     first = jax.eval_shape(one, jax.tree.map(lambda x: x[0], batch))
     zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), first)
