@@ -24,19 +24,21 @@ def mappable(function):
     return run
 
 
-def known_axes() -> tuple[str, ...]:
-    """The axes of the mesh that is known (`jax.set_mesh`, `parallel.mesh_step`) and that compilers divide arrays over;
-    () where there is none, or where every device has its own program (pmap, shard_map)."""
+def shared_axes(rows: int) -> tuple[str, ...]:
+    """The axes of the mesh that is known (`jax.set_mesh`, `parallel.mesh_step`), if its devices can share so many rows
+    equally; () where they cannot, where there is one device or no mesh, or where every device has its own program
+    (pmap, shard_map)."""
     mesh = jax.sharding.get_abstract_mesh()
-    return tuple(name for name, kind in zip(mesh.axis_names, mesh.axis_types) if kind == AxisType.Auto)
+    axes = tuple(name for name, kind in zip(mesh.axis_names, mesh.axis_types) if kind == AxisType.Auto)
+    devices = prod(mesh.shape[name] for name in axes)
+    return axes if devices > 1 and rows % devices == 0 else ()
 
 
 def mapped(function):
-    """Where a mesh is known (`jax.set_mesh`, `parallel.mesh_step`), each of its devices takes its part of the batch."""
+    """Where a mesh is known, each of its devices takes its part of the batch."""
     def call(*arrays):
-        axes, mesh = known_axes(), jax.sharding.get_abstract_mesh()
-        devices = prod(mesh.shape[name] for name in axes)
-        if devices == 1 or arrays[0].shape[0] % devices:
+        axes = shared_axes(arrays[0].shape[0])
+        if not axes:
             return function(*arrays)
         spec = PartitionSpec(axes)
         return jax.shard_map(function, in_specs=spec, out_specs=spec, axis_names=set(axes), check_vma=False)(*arrays)

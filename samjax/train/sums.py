@@ -1,12 +1,11 @@
 """Sums over a batch that is divided among devices: each device's own first, then one over the devices."""
 
-import math
 from collections.abc import Callable
 
 import jax
 from jax.sharding import PartitionSpec
 
-from samjax.model.kernels import known_axes
+from samjax.model.kernels import shared_axes
 
 
 def summed(function: Callable) -> Callable:
@@ -17,8 +16,8 @@ def summed(function: Callable) -> Callable:
     left to it.
     """
     def run(given, batch):
-        axes, mesh = known_axes(), jax.sharding.get_abstract_mesh()
-        if len(jax.tree.leaves(batch)[0]) % math.prod(mesh.shape[name] for name in axes) or not axes:
+        axes = shared_axes(len(jax.tree.leaves(batch)[0]))
+        if not axes:
             return function(given, batch)
         alone = lambda given, batch: jax.tree.map(lambda x: x[None], function(given, batch))
         parts = jax.shard_map(alone, in_specs=(PartitionSpec(), PartitionSpec(axes)), out_specs=PartitionSpec(axes),
