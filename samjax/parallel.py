@@ -150,7 +150,8 @@ class MeshMap:
 
     def __init__(self, function: Callable, devices: Sequence | None = None):
         self.devices = list(devices if devices is not None else jax.local_devices())
-        mesh = jax.make_mesh((len(self.devices),), (DATA,), (jax.sharding.AxisType.Auto,), devices=self.devices)
+        # In the order given, which `parts` answers in (`jax.make_mesh` orders a slice's chips anew).
+        mesh = Mesh(np.array(self.devices), (DATA,), axis_types=(jax.sharding.AxisType.Auto,))
         self._rows, self._everywhere = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in ((DATA,), ()))
         specs = PartitionSpec(), PartitionSpec(DATA)
         self.program = jax.jit(jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=PartitionSpec(DATA),

@@ -12,6 +12,8 @@ import re
 from collections.abc import Sequence
 
 import jax
+import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from samjax.errors import InputError
@@ -50,13 +52,30 @@ def make_mesh(fsdp: int = 1, devices: Sequence | None = None) -> Mesh:
     """A mesh of all devices (of all processes), or of those given: axes "data" and "fsdp", the second of that size.
 
     fsdp 1 is plain data parallelism; the number of devices is fully sharded; between, groups of `fsdp` devices hold
-    the parameters together, and the groups are data-parallel (within a host the group talks over its fast links).
+    the parameters together, and the groups are data-parallel. A group lies within a slice of TPUs, or within GPUs that
+    are linked directly, where it fits in one. Raises InputError for groups that do not come out even.
     """
     devices = list(devices if devices is not None else jax.devices())
     if fsdp < 1 or len(devices) % fsdp:
         raise InputError(f"{len(devices)} devices cannot form groups of {fsdp}: give a divisor")
     auto = jax.sharding.AxisType.Auto  # the default, Explicit, refuses ordinary matrix products
-    return jax.make_mesh((len(devices) // fsdp, fsdp), (DATA, FSDP), (auto, auto), devices=devices)
+    return Mesh(arranged(devices, fsdp), (DATA, FSDP), axis_types=(auto, auto))
+
+
+def arranged(devices: Sequence, fsdp: int = 1) -> np.ndarray:
+    """Devices (n / fsdp, fsdp), the members of a row near to each other.
+
+    In place of `jax.make_mesh`, which refuses several slices, and groups that are no whole axis of a slice (16 chips of
+    8 x 8).
+    """
+    slices: dict[int, list] = {}
+    for device in devices:
+        slices.setdefault(getattr(device, "slice_index", 0) or 0, []).append(device)
+    parts = [slices[index] for index in sorted(slices)]
+    width = fsdp if all(len(part) % fsdp == 0 for part in parts) else 1  # 1: groups of several slices
+    grids = [mesh_utils.create_device_mesh((len(part) // width, width), part, allow_split_physical_axes=True)
+             for part in parts]
+    return np.concatenate(grids).reshape(-1, fsdp)
 
 
 def rule_of(path: str, rules: Rules = RULES) -> int | None:

@@ -10,6 +10,7 @@ from collections import Counter
 from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +24,7 @@ from samjax.config import LITE_MEDSAM, VIT_B, VIT_H, VIT_L, VIT_T, TinyViT, ViT
 from samjax.errors import InputError
 from samjax.model.sam import encode_image, init
 from samjax.parallel import mesh_map, mesh_step, pmap_map, pmap_step
-from samjax.sharding import RULES, make_mesh, rule_of, specs
+from samjax.sharding import RULES, arranged, make_mesh, rule_of, specs
 
 ROOT = Path(__file__).resolve().parents[1]
 WRAPPED = {
@@ -96,6 +97,15 @@ def test_batches_that_cannot_be_divided():
                 run.feed({"x": np.zeros((rows, 3), np.float32)})
     with pytest.raises(InputError, match="8 devices cannot form groups of 3"):
         make_mesh(3)
+
+
+def test_groups_of_a_mesh_lie_within_a_slice():
+    """Two hosts of eight GPUs, linked directly within a host; a group of sixteen takes both."""
+    gpus = [SimpleNamespace(platform="gpu", device_kind="GPU", id=i, slice_index=i % 2) for i in range(16)]
+    at = lambda grid: [[gpu.id for gpu in row] for row in grid]
+    assert at(arranged(gpus, 4)) == [[0, 2, 4, 6], [8, 10, 12, 14], [1, 3, 5, 7], [9, 11, 13, 15]]
+    assert at(arranged(gpus, 16)) == [[*range(0, 16, 2), *range(1, 16, 2)]]
+    assert at(arranged(gpus[:12], 1)) == [[i] for i in (*range(0, 12, 2), *range(1, 12, 2))]
 
 
 def test_two_processes_of_two_devices(alone):

@@ -8,11 +8,15 @@ They are compiled without a TPU, by libtpu; where it is not installed these test
 import os
 from dataclasses import replace
 
+import jax
+import numpy as np
 import pytest
 from collectives import collectives, unexpected
 from tpu_programs import Case, environment, program_of, sent_shapes, topology_devices
 
 from samjax.config import Decoder, SamConfig, ViT
+from samjax.parallel import mesh_map
+from samjax.sharding import make_mesh
 from samjax.train.recipe import Recipe
 
 os.environ.update(environment())  # before libtpu is loaded
@@ -46,3 +50,24 @@ def test_inference_sends_nothing(kind):
     program, args, _ = program_of(case, topology_devices(case.topology), config, RECIPE)
     text = program.trace(*args).lower(lowering_platforms=("tpu",)).compile().as_text()
     assert "ENTRY" in text and not collectives(text)
+
+
+@pytest.mark.parametrize("slices", [1, 2])
+def test_groups_lie_within_a_slice_where_they_fit(slices):
+    """Chips of 8 x 8 in groups of 16, no whole axis of the slice: which `jax.make_mesh` refuses."""
+    from jax.experimental import topologies
+
+    chips = topologies.get_topology_desc(platform="tpu", topology_name="v6e:8x8", num_slices=slices).devices
+    mesh = make_mesh(16, chips)
+    assert mesh.shape == {"data": 4 * slices, "fsdp": 16} and set(mesh.devices.flat) == set(chips)
+    for group in mesh.devices:
+        places = np.array([chip.coords for chip in group])
+        assert len({getattr(chip, "slice_index", 0) for chip in group}) == 1
+        assert np.prod(np.ptp(places, axis=0) + 1) == 16  # a block of neighbours
+
+
+def test_inference_keeps_the_order_of_devices():
+    """Answers are told apart by it; JAX would number these eight chips along a ring."""
+    chips = topology_devices("v5e:2x4")
+    assert list(mesh_map(lambda params, batch: batch, chips)._rows.mesh.devices) == chips
+    assert list(jax.make_mesh((8,), ("data",), devices=chips).devices) != chips
