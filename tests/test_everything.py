@@ -533,14 +533,14 @@ def process(*args, cwd, cache):
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no SIGKILL on this system")
 def test_killed_at_random_moments(work):
     """Real processes, killed with SIGKILL: the files are those of an undisturbed run."""
-    for number in range(24):
+    for number in range(16):
         picture(work / f"photos/more/{number}.png", 10 + number, size=(300, 200))
     args = dict(cwd=work, cache=work / "cache")
     whole = process("photos", "--out", "whole", "--overlay", **args)
     out, err = whole.communicate(timeout=300)
-    assert (whole.returncode, err) == (0, "") and out.startswith("27 images, ")
+    assert (whole.returncode, err) == (0, "") and out.startswith("19 images, ")
     generator, kills = random.Random(0), 0
-    for least in (0, 4, 10, 18):
+    for least in (0, 4, 11):
         running = process("photos", "--out", "out", "--overlay", **args)
         while running.poll() is None and len(list(work.glob("out/**/*.json"))) < least:
             time.sleep(0.002)
@@ -551,7 +551,7 @@ def test_killed_at_random_moments(work):
         written = tree("out") if (work / "out").exists() else {}
         assert all(data == (work / "whole" / name).read_bytes() for name, data in written.items()
                    if not name.startswith(".samjax/") and name != "manifest.json")
-    assert kills >= 3
+    assert kills >= 2
     last = process("photos", "--out", "out", "--overlay", **args)
     out, err = last.communicate(timeout=300)
     assert (last.returncode, err) == (0, "") and "done before" in out
