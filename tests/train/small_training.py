@@ -5,6 +5,7 @@ import numpy as np
 from conftest import random_params
 
 from samjax.config import Decoder, SamConfig, TinyViT, ViT
+from samjax.parallel import MeshStep
 from samjax.train.recipe import Recipe
 
 CONFIG = SamConfig("custom", ViT(width=16, depth=2, heads=2, global_blocks=(1,), window=3),
@@ -19,9 +20,10 @@ def jitted(step, **options):
     return jax.jit(step, compiler_options=QUICK, **options)
 
 
-def quicken(many, state, batch):
-    """A PmapStep's program, compiled as `jitted` does, for a state that is placed and batches like this one."""
-    many._run = many._run.lower(state, many.feed(batch)).compile(compiler_options=QUICK)
+def quick_program(many, state, batch):
+    """The program of a PmapStep or MeshStep, compiled as `jitted` does, for a placed state and batches like this."""
+    program = many.program(state) if isinstance(many, MeshStep) else many._run
+    return program.lower(state, many.feed(batch)).compile(compiler_options=QUICK)
 
 
 def params_of(config=CONFIG):

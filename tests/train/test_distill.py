@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 from PIL import Image
-from small_training import CONFIG, TINY, jitted, make_batch, params_of, quicken
+from small_training import CONFIG, TINY, jitted, make_batch, params_of, quick_program
 
 import convert
 import samjax
@@ -19,8 +19,9 @@ from samjax.data import Pictures, make_pipeline, with_features
 from samjax.errors import InputError
 from samjax.model.fold import fold_batch_norm
 from samjax.model.sam import encode_image
-from samjax.parallel import PmapStep
+from samjax.parallel import MeshStep, PmapStep
 from samjax.predict import normalise
+from samjax.sharding import RULES, make_mesh
 from samjax.train import distill, loop
 from samjax.train.devices import OneStep
 from samjax.train.distill import DISTILL, Losses, begin, distilled_config, make_distill_step
@@ -111,13 +112,14 @@ def test_nothing_to_learn_from_oneself():
     assert abs(metrics["loss"]) < 1e-6 and metrics["iou"] > 0.999 and metrics["cosine"] == pytest.approx(1)
 
 
-def test_pmap_equals_one_device():
-    """Two pictures on each of eight devices."""
-    many = PmapStep(make_distill_step(SMALL, SMALL, RECIPE, ALL))
+@pytest.mark.parametrize("wrap", [PmapStep, lambda step: MeshStep(step, make_mesh(2), RULES)], ids=["pmap", "mesh"])
+def test_eight_devices_equal_one(wrap):
+    """Two pictures on each; over the mesh, pairs of devices hold the parameters together."""
+    many = wrap(make_distill_step(SMALL, SMALL, RECIPE, ALL))
     state, single = many.place(start()), start()
-    quicken(many, state, pairs())
+    run = quick_program(many, state, pairs())
     for i in range(2):
-        state, metrics = many(state, many.feed(pairs(i)))
+        state, metrics = run(state, many.feed(pairs(i)))
         single, expected = take(single, pairs(i))
         assert_same((many.fetch(state), many.fetch(metrics)), (single, expected))
 

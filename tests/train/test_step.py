@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from collectives import collectives, unexpected
 from flax.traverse_util import flatten_dict
-from small_training import CONFIG, QUICK, RECIPE, jitted, make_batch, params_of, quicken
+from small_training import CONFIG, RECIPE, jitted, make_batch, params_of, quick_program
 
 from samjax.errors import InputError
 from samjax.model.sam import Prompts, decode_masks
@@ -86,9 +86,9 @@ def test_accumulation_equals_the_large_batch():
 def test_pmap_equals_one_device():
     many = PmapStep(make_step(CONFIG, RECIPE))
     state, history = many.place(start()), []
-    quicken(many, state, make_batch(0))
+    run = quick_program(many, state, make_batch(0))
     for i in range(STEPS):
-        state, metrics = many(state, many.feed(make_batch(i)))
+        state, metrics = run(state, many.feed(make_batch(i)))
         history.append(many.fetch(metrics))
     for leaf in jax.tree.leaves(jax.device_get(state.params)):
         assert np.array_equal(leaf[0], leaf[7])
@@ -101,7 +101,7 @@ def test_a_mesh_equals_one_device(group, kinds):
     and no activation."""
     many = MeshStep(make_step(CONFIG, RECIPE), make_mesh(group), RULES if group > 1 else None)
     state, history = many.place(start()), []
-    program = many.program(state).lower(state, many.feed(make_batch(0))).compile(compiler_options=QUICK)
+    program = quick_program(many, state, make_batch(0))
     found = collectives(program.as_text())
     shapes = [leaf.shape for leaf in jax.tree.leaves(params_of())]
     assert {each.kind for each in found} <= kinds and not unexpected(found, shapes, kinds, small=16)
