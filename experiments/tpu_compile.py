@@ -56,7 +56,7 @@ def compile_case(case: Case, folder: Path):
     said = {"trace_cpu_seconds": round(traced - begun[0]), "compile_cpu_seconds": round(time.process_time() - traced),
             "wall_seconds": round(time.perf_counter() - begun[1]),
             "bytes": {part: getattr(compiled.memory_analysis(), f"{part}_size_in_bytes") for part in PARTS},
-            "shapes": sent_shapes(config_of(case), params)}
+            "shapes": sent_shapes(config_of(case), params, case.group)}
     with gzip.open(folder / f"{file_name(case)}.txt.gz", "wt") as file:
         file.write(compiled.as_text())
     (folder / f"{file_name(case)}.json").write_text(json.dumps(said))

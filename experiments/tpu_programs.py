@@ -43,6 +43,11 @@ class Case:
         return max(BATCH[self.model] // CHIPS[self.topology], 1) if self.topology != "v5e:2x2" else 1
 
     @property
+    def group(self) -> int:
+        """Chips that hold a state together."""
+        return min(GROUP, CHIPS[self.topology]) if self.sharding == "fsdp" else 1
+
+    @property
     def collectives(self) -> set[str]:
         """Kinds that are expected: none at inference, sums of gradients, and parameters gathered where divided."""
         if self.kind != "step":
@@ -108,16 +113,28 @@ def parameter_shapes(config):
     return jax.eval_shape(partial(init, config), jax.random.key(0))
 
 
-def sent_shapes(config, params) -> list[tuple]:
-    """Shapes that a step may send: the parameters', and the gradients of position tables before they are folded."""
+def sent_shapes(config, params, group: int = 1) -> list[tuple]:
+    """Shapes that a step may send: the parameters', the gradients of position tables before they are folded, and where
+    groups of chips divide parameters, a chip's share, which groups add up among each other."""
     vit, (h, w) = config.encoder, config.grid
-    return [leaf.shape for leaf in _leaves(params)] + [(n, n, vit.width // vit.heads) for n in {vit.window, h, w}]
+    whole = [leaf.shape for leaf in _leaves(params)] + [(n, n, vit.width // vit.heads) for n in {vit.window, h, w}]
+    return whole + (_shares(params, group) if group > 1 else [])
 
 
-def _leaves(tree) -> list:
+def _shares(params, group: int) -> list[tuple]:
+    from jax.sharding import PartitionSpec
+
+    from samjax.sharding import RULES, specs
+
+    is_spec = lambda x: isinstance(x, PartitionSpec)
+    pairs = zip(_leaves(params), _leaves(specs(params, RULES, group), is_leaf=is_spec), strict=True)
+    return [tuple(side // group if axis else side for side, axis in zip(leaf.shape, spec)) for leaf, spec in pairs]
+
+
+def _leaves(tree, is_leaf=None) -> list:
     import jax
 
-    return jax.tree.leaves(tree)
+    return jax.tree.leaves(tree, is_leaf)
 
 
 def inference_program(case: Case, devices: list, config, _):
@@ -152,8 +169,8 @@ def step_program(case: Case, devices: list, config, recipe):
     from samjax.sharding import RULES, make_mesh
     from samjax.train.step import init_state, make_step, training_config
 
-    group, rules = (min(GROUP, len(devices)), RULES) if case.sharding == "fsdp" else (1, None)
-    run = mesh_step(make_step(config, recipe), make_mesh(group, devices), rules)
+    rules = RULES if case.sharding == "fsdp" else None
+    run = mesh_step(make_step(config, recipe), make_mesh(case.group, devices), rules)
     params = parameter_shapes(training_config(config, recipe))
     state = jax.eval_shape(lambda params: init_state(config, recipe, params, jax.random.key(0)), params)
     b, n = len(devices) * case.images, recipe.objects

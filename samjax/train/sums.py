@@ -1,8 +1,11 @@
 """Sums over a batch that is divided among devices: each device's own first, then one over the devices."""
 
 from collections.abc import Callable
+from functools import partial
 
 import jax
+import jax.numpy as jnp
+from jax import Array, lax
 from jax.sharding import PartitionSpec
 
 from samjax.model.kernels import shared_axes
@@ -19,9 +22,23 @@ def summed(function: Callable) -> Callable:
         axes = shared_axes(len(jax.tree.leaves(batch)[0]))
         if not axes:
             return function(given, batch)
-        alone = lambda given, batch: jax.tree.map(lambda x: x[None], function(given, batch))
-        parts = jax.shard_map(alone, in_specs=(PartitionSpec(), PartitionSpec(axes)), out_specs=PartitionSpec(axes),
+        places = tuple(range(len(axes)))
+        alone = lambda given, batch: jax.tree.map(lambda x: jnp.expand_dims(x, places), function(given, batch))
+        parts = jax.shard_map(alone, in_specs=(PartitionSpec(), PartitionSpec(axes)), out_specs=PartitionSpec(*axes),
                               axis_names=set(axes), check_vma=False)(given, batch)
-        return jax.tree.map(lambda x: x.sum(0), parts)
+        return jax.tree.map(partial(_over_axes, axes), parts)
 
     return run
+
+
+def _over_axes(axes: tuple[str, ...], parts: Array) -> Array:
+    """The sum over the leading axes, which lie along the mesh's, the mesh's last axis first.
+
+    One sum over all of them would be sent whole, and cut afterwards where its result is divided along the last axis.
+    """
+    for i in reversed(range(len(axes))):
+        parts = parts.sum(i)
+        if i:
+            free = [PartitionSpec.UNCONSTRAINED] * (parts.ndim - i)
+            parts = lax.with_sharding_constraint(parts, PartitionSpec(*axes[:i], *free))
+    return parts

@@ -5,12 +5,14 @@ They are compiled without a TPU, by libtpu; where it is not installed these test
     python -m venv tpu && . tpu/bin/activate && pip install ".[test]" "jax[tpu]==0.10.2" && python -m pytest tests/tpu
 """
 
+import math
 import os
 from dataclasses import replace
 
 import jax
 import numpy as np
 import pytest
+import tpu_programs
 from collectives import collectives, unexpected
 from tpu_programs import Case, environment, program_of, sent_shapes, topology_devices
 
@@ -30,7 +32,7 @@ SMALL = 16  # numbers: sums over the rounds
 def compiled(case: Case):
     program, args, params = program_of(case, topology_devices(case.topology), CONFIG, RECIPE)
     done = program.trace(*args).lower(lowering_platforms=("tpu",)).compile()
-    return collectives(done.as_text()), sent_shapes(CONFIG, params), done.memory_analysis()
+    return collectives(done.as_text()), sent_shapes(CONFIG, params, case.group), done.memory_analysis()
 
 
 @pytest.mark.parametrize("sharding", ["data", "fsdp"])
@@ -41,6 +43,18 @@ def test_a_training_step_sends_gradients_and_parameters_only(sharding):
     kinds = {each.kind for each in found}
     assert kinds & {"all-reduce", "reduce-scatter"} and ("all-gather" in kinds) == (sharding == "fsdp")
     assert 0 < memory.argument_size_in_bytes < 2**30
+
+
+def test_groups_add_up_shares_among_each_other(monkeypatch):
+    """Two groups of two chips: within one each chip gets its share of the sum, and only shares go to the other."""
+    monkeypatch.setattr(tpu_programs, "GROUP", 2)
+    case = Case("vit_b", "step", "v5e:2x2", "fsdp")
+    found, shapes, _ = compiled(case)
+    assert not unexpected(found, shapes, case.collectives, SMALL)
+    sent = {kind: {math.prod(shape) for each in found if each.kind == kind for _, shape in each.shapes}
+            for kind in case.collectives}
+    mlp = 2 * 64 * 256  # of the two windowed blocks
+    assert mlp in sent["reduce-scatter"] and mlp not in sent["all-reduce"] and mlp // 2 in sent["all-reduce"]
 
 
 @pytest.mark.parametrize("kind", ["encoder", "decoder"])
