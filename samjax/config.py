@@ -71,6 +71,7 @@ class Decoder:
     mlp: int = 2048
     masks: int = 4  # token 0 answers unambiguous prompts; tokens 1 to 3 are the three alternatives
     dropout: float = 0.0  # the paper trains with 0.1
+    mixed: bool = False  # scores and the image's positions in the model's dtype too: for training (model/mixed.py)
 
 
 @dataclass(frozen=True)

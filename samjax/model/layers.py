@@ -120,10 +120,13 @@ class LayerNorm(nn.Module):
     eps: float
 
     @nn.compact
+    def weights(self, features: int) -> tuple[Array, Array]:
+        """Scale and bias (features,), for callers that norm by themselves."""
+        scale = self.param("scale", nn.initializers.ones, (features,))
+        return scale, self.param("bias", nn.initializers.zeros, (features,))
+
     def __call__(self, x: Array) -> Array:
-        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
-        bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],))
-        return layer_norm(x, scale, bias, self.eps)
+        return layer_norm(x, *self.weights(x.shape[-1]), self.eps)
 
 
 def conv(x: Array, kernel: Array, stride: int = 1) -> Array:

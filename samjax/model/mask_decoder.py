@@ -17,7 +17,8 @@ from einops import rearrange
 from jax import Array, lax
 
 from samjax.config import SamConfig
-from samjax.model.layers import Dense, LayerNorm, Weights, gelu, init_conv, matmul
+from samjax.model.layers import Dense, LayerNorm, Weights, gelu, init_conv, layer_norm, matmul
+from samjax.model.mixed import dense, product, recomputed
 
 EPS = 1e-5  # in the transformer; the upscaling's norm has 1e-6
 
@@ -81,10 +82,12 @@ class Attention(nn.Module):
         kernel, bias = self.out(self.width)
         return exact("bntc,cd->bntd", rearrange(x, "b n t k d -> b n t (k d)"), kernel) + bias
 
-    def dot(self, pattern: str, x: Array, y: Array) -> Array:
-        """einsum over the image in the computation's dtype, accumulated and returned in float32."""
-        dtype = self.config.dtype
-        return jnp.einsum(pattern, x.astype(dtype), y.astype(dtype), preferred_element_type=jnp.float32)
+    def dot(self, pattern: str, x: Array, y: Array, result: str = "float32") -> Array:
+        """einsum over the image in the computation's dtype, summed up in float32; where mixed, rounded to `result`."""
+        x, y = (array.astype(self.config.dtype) for array in (x, y))
+        if self.config.decoder.mixed:
+            return product(pattern, result, x, y)
+        return jnp.einsum(pattern, x, y, preferred_element_type=jnp.float32)
 
 
 class TokenAttention(Attention):
@@ -104,9 +107,10 @@ class TokenToImage(Attention):
         heads = self.config.decoder.heads
         q = self.project(tokens, self.q) * self.scale
         probes = exact("bntkd,ckd->bntkc", q, self.by_head(self.k)[0])
-        # float32 in every dtype: a softmax over so many positions magnifies what bfloat16 rounds away (of ViT-H's
-        # masks one would fall from 0.99 to 0.96 of IoU with its float32 self).
-        scores = exact("bnrc,bnpc->bnrp", rearrange(probes, "b n t k c -> b n (t k) c"), keys)
+        # Answers have scores in float32 whatever the dtype: a softmax over so many positions magnifies what bfloat16
+        # rounds away (of ViT-H's masks one would fall from 0.99 to 0.96 of IoU with its float32 self).
+        score = self.dot if self.config.decoder.mixed else exact
+        scores = score("bnrc,bnpc->bnrp", rearrange(probes, "b n t k c -> b n (t k) c"), keys)
         weights = jnp.exp(scores - lax.stop_gradient(scores.max(-1, keepdims=True)))
         seen = self.dot("bnrp,bnpc->bnrc", weights, values) / weights.sum(-1, keepdims=True)
         kernel, bias = self.by_head(self.v)
@@ -129,7 +133,8 @@ class ImageToToken(Attention):
         out_kernel, out_bias = self.out(self.width)
         out_kernel = rearrange(out_kernel, "(k d) c -> k d c", k=heads)
         answers = exact("bntkd,kdc->bntkc", self.project(values, self.v), out_kernel)
-        return self.dot("bnrp,bnrc->bnpc", weights, rearrange(answers, "b n t k c -> b n (t k) c")) + out_bias
+        answers = rearrange(answers, "b n t k c -> b n (t k) c")
+        return self.dot("bnrp,bnrc->bnpc", weights, answers, self.config.dtype).astype(jnp.float32) + out_bias
 
 
 class Mlp(nn.Module):
@@ -164,12 +169,24 @@ class TwoWayBlock(nn.Module):
         else:
             tokens = tokens + drop(self_attention(tokens + token_code, tokens, valid))
         tokens = norm("norm1", tokens)
-        placed = image + image_code
+        placed = place(image, image_code)
         tokens = tokens + drop(TokenToImage(config, c // 2, name="token_to_image")(tokens + token_code, placed, image))
         tokens = norm("norm2", tokens)
         tokens = norm("norm3", tokens + drop(Mlp((config.decoder.mlp, c), name="mlp")(tokens)))
         answer = ImageToToken(config, c // 2, name="image_to_token")(placed, tokens + token_code, tokens, valid)
-        return tokens, LayerNorm(EPS, name="norm4")(image + drop(answer))
+        norm4 = LayerNorm(EPS, name="norm4")
+        if not config.decoder.mixed:
+            return tokens, norm4(image + drop(answer))
+        return tokens, recomputed(_norm_of_sum)(image, drop(answer).astype(image.dtype), *norm4.weights(c))
+
+
+def _norm_of_sum(image: Array, answer: Array, scale: Array, bias: Array) -> Array:
+    return layer_norm(image.astype(jnp.float32) + answer.astype(jnp.float32), scale, bias, EPS).astype(image.dtype)
+
+
+def place(image: Array, image_code: Array) -> Array:
+    """Positions with their code, added in float32: (b, n, p, c), (p, c)."""
+    return (image.astype(jnp.float32) + image_code).astype(image.dtype)
 
 
 class MaskDecoder(nn.Module):
@@ -199,17 +216,17 @@ class MaskDecoder(nn.Module):
         valid = jnp.concatenate([jnp.ones((b, n, 1 + masks), bool), valid], axis=2)
 
         x = rearrange(image, "b n h w c -> b n (h w) c")
-        x = jnp.broadcast_to(x, (b, n, h * w, c))
+        x = jnp.broadcast_to(x, (b, n, h * w, c)).astype(config.dtype if config.decoder.mixed else "float32")
         code, image_code = tokens, rearrange(image_code, "h w c -> (h w) c")
         for i in range(config.decoder.depth):
             block = TwoWayBlock(config, i == 0, self.train, name=f"blocks_{i}")
             tokens, x = block(tokens, x, code, image_code, valid)
         final = TokenToImage(config, c // 2, name="final_token_to_image")
-        tokens = LayerNorm(EPS, name="final_norm")(tokens + final(tokens + code, x + image_code, x))
+        tokens = LayerNorm(EPS, name="final_norm")(tokens + final(tokens + code, place(x, image_code), x))
 
         hyper = [Mlp((c, c, c // 8), name=f"hyper_{i}")(tokens[:, :, 1 + i]) for i in range(masks)]
-        logits = Upscale(c, config.dtype, name="upscale")(rearrange(x, "b n (h w) c -> b n h w c", h=h),
-                                                          jnp.stack(hyper, axis=2))
+        upscale = Upscale(c, config.dtype, config.decoder.mixed, name="upscale")
+        logits = upscale(rearrange(x, "b n (h w) c -> b n h w c", h=h), jnp.stack(hyper, axis=2))
         return logits, Mlp((c, c, masks), name="iou_head")(tokens[:, :, 0])
 
 
@@ -222,15 +239,40 @@ class Upscale(nn.Module):
 
     channels: int
     dtype: str
+    mixed: bool = False
 
     @nn.compact
     def __call__(self, x: Array, hyper: Array) -> Array:
-        x = Children(self.channels // 4, self.dtype, name="conv1")(x)
-        x = gelu(LayerNorm(1e-6, name="norm")(x))
-        x = gelu(Children(self.channels // 8, self.dtype, name="conv2")(x))
+        first = Children(self.channels // 4, self.dtype, name="conv1")
+        norm = LayerNorm(1e-6, name="norm")
+        second = Children(self.channels // 8, self.dtype, name="conv2")
+        if self.mixed:
+            return self._mixed(x, hyper, first.weights(self.channels), norm.weights(first.features),
+                               second.weights(first.features))
+        x = gelu(second(gelu(norm(first(x)))))
         logits = jnp.einsum("bnhwyxYXc,bnmc->bnmhwyxYX", x.astype(self.dtype), hyper.astype(self.dtype),
                             preferred_element_type=jnp.float32)
         return rearrange(logits, "b n m h w y x Y X -> b n m (h y Y) (w x X)")
+
+    def _mixed(self, x: Array, hyper: Array, first, norm, second) -> Array:
+        """The same on a list of cells, each one's children beside it."""
+        def children(x: Array, kernel: Array, bias: Array) -> Array:
+            x = dense(x, kernel.astype(x.dtype), jnp.tile(bias, 4).astype(x.dtype))
+            return rearrange(x, "b n p (k d) -> b n (p k) d", k=4)
+
+        h, w = x.shape[2:4]
+        x = recomputed(_activated_norm)(children(rearrange(x, "b n h w c -> b n (h w) c"), *first), *norm)
+        x = recomputed(_activated)(children(x, *second))
+        logits = product("bnpc,bnmc->bnpm", "float32", x, hyper.astype(x.dtype))
+        return rearrange(logits, "b n (h w y x Y X) m -> b n m (h y Y) (w x X)", h=h, w=w, y=2, x=2, Y=2, X=2)
+
+
+def _activated_norm(x: Array, scale: Array, bias: Array) -> Array:
+    return gelu(layer_norm(x, scale, bias, 1e-6)).astype(x.dtype)
+
+
+def _activated(x: Array) -> Array:
+    return gelu(x.astype(jnp.float32)).astype(x.dtype)
 
 
 class Children(nn.Module):
@@ -240,8 +282,13 @@ class Children(nn.Module):
     dtype: str
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
-        kernel = self.param("kernel", init_conv, (2, 2, x.shape[-1], self.features))
+    def weights(self, inputs: int) -> tuple[Array, Array]:
+        """Kernel (inputs, 4 features), the children side by side, and bias (features,)."""
+        kernel = self.param("kernel", init_conv, (2, 2, inputs, self.features))
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
-        x = matmul(x, rearrange(kernel, "y x c d -> c (y x d)"), self.dtype)
+        return rearrange(kernel, "y x c d -> c (y x d)"), bias
+
+    def __call__(self, x: Array) -> Array:
+        kernel, bias = self.weights(x.shape[-1])
+        x = matmul(x, kernel, self.dtype)
         return rearrange(x, "... (y x d) -> ... y x d", y=2, x=2) + bias
