@@ -1,9 +1,9 @@
 """Arithmetic and memory traffic of SAM's parts, counted from the shapes: what `scaling.py` divides by a chip's figures.
 
 A multiplication with its addition is two operations. Matrix products and convolutions alone are counted; norms, softmax
-and GELU are below a percent. float32 products, which the decoder keeps among its tokens and in its softmax over the
-image whatever the dtype, stand apart: accelerators do them several times slower. `tests/test_flops.py` compares each
-count with one taken from the traced program.
+and GELU are below a percent. float32 products, which the decoder keeps among its tokens whatever the dtype, and in its
+scores over the image but in training, stand apart: accelerators do them several times slower. `tests/test_flops.py`
+compares each count with one taken from the traced program.
 """
 
 import math
@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from samjax.config import Decoder, SamConfig, ViT
 from samjax.train.recipe import Recipe
+from samjax.train.step import training_config
 
 IMAGE_PASSES = 6  # how often a two-way block reads or writes the image's (cells x channels) array, at least
 LEARNED = 5  # tokens beside the prompt's: one for the IoU, four for the masks
@@ -99,8 +100,10 @@ def decoder(config: SamConfig, slots: int, mask: bool = False) -> Work:
     with_image = 2 * t * c * c // 2 * 4  # the four small projections of a cross attention
     probe = 2 * t * k * cells * c  # every head of every token against the image: scores, or values
     mlp = 2 * 2 * t * c * dec.mlp
-    high = dec.depth * (self_attention + mlp + 2 * with_image + 2 * t * c // 2) + (dec.depth + 1) * probe + with_image
+    scores = (dec.depth + 1) * probe
+    high = dec.depth * (self_attention + mlp + 2 * with_image + 2 * t * c // 2) + with_image
     low = dec.depth * 3 * probe + probe
+    high, low = (high, low + scores) if dec.mixed else (high + scores, low)
     hyper = dec.masks * 2 * (2 * c * c + c * c // 8)
     score = 2 * (2 * c * c + c * dec.masks)
     children = 2 * cells * c * c + 2 * 4 * cells * (c // 4) * (c // 2) + 2 * 16 * cells * (c // 8) * dec.masks
@@ -108,7 +111,7 @@ def decoder(config: SamConfig, slots: int, mask: bool = False) -> Work:
     if mask:
         low += _first_of_mask(config) + 2 * cells * 16 * 16 + 2 * cells * 16 * c
     size = 2 if config.dtype == "bfloat16" else 4
-    image = 4 * cells * c
+    image = (size if dec.mixed else 4) * cells * c
     traffic = image * (IMAGE_PASSES * dec.depth + 2) + size * cells * (c + 4 * c // 4 * 2 + 16 * c // 8 * 2)
     traffic += 4 * 16 * cells * dec.masks
     return Work(low, high, traffic) if config.dtype == "bfloat16" else Work(0.0, low + high, traffic)
@@ -119,6 +122,7 @@ def rounds(config: SamConfig, recipe: Recipe) -> Work:
 
     But for the first convolution of the mask that is fed back: nobody asks for that mask's gradient.
     """
+    config = training_config(config, recipe)
     one, spared = decoder(config, recipe.points + 1, mask=True), _first_of_mask(config)
     spared = Work(spared, 0.0) if config.dtype == "bfloat16" else Work(0.0, spared)
     return (one.times(3) + spared.times(-1)).times(recipe.rounds)
