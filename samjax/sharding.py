@@ -52,8 +52,8 @@ def make_mesh(fsdp: int = 1, devices: Sequence | None = None) -> Mesh:
     """A mesh of all devices (of all processes), or of those given: axes "data" and "fsdp", the second of that size.
 
     fsdp 1 is plain data parallelism; the number of devices is fully sharded; between, groups of `fsdp` devices hold
-    the parameters together, and the groups are data-parallel. A group lies within a slice of TPUs, or within GPUs that
-    are linked directly, where it fits in one. Raises InputError for groups that do not come out even.
+    the parameters together, and the groups are data-parallel. Where slices of TPUs, or GPUs linked directly, divide
+    into such groups, each lies within one. Raises InputError for groups that do not come out even.
     """
     devices = list(devices if devices is not None else jax.devices())
     if fsdp < 1 or len(devices) % fsdp:
@@ -72,7 +72,7 @@ def arranged(devices: Sequence, fsdp: int = 1) -> np.ndarray:
     for device in devices:
         slices.setdefault(getattr(device, "slice_index", 0) or 0, []).append(device)
     parts = [slices[index] for index in sorted(slices)]
-    width = fsdp if all(len(part) % fsdp == 0 for part in parts) else 1  # 1: groups of several slices
+    width = fsdp if all(len(part) % fsdp == 0 for part in parts) else 1  # 1: groups lie across slices
     grids = [mesh_utils.create_device_mesh((len(part) // width, width), part, allow_split_physical_axes=True)
              for part in parts]
     return np.concatenate(grids).reshape(-1, fsdp)

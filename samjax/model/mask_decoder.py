@@ -18,9 +18,9 @@ from jax import Array, lax
 
 from samjax.config import SamConfig
 from samjax.model.layers import Dense, LayerNorm, Weights, gelu, init_conv, layer_norm, matmul
-from samjax.model.mixed import dense, product, recomputed
+from samjax.model.mixed import product
 
-EPS = 1e-5  # in the transformer; the upscaling's norm has 1e-6
+EPS, UPSCALE_EPS = 1e-5, 1e-6  # of the norms in the transformer, and in the upscaling
 
 
 exact = partial(jnp.einsum, precision=lax.Precision.HIGHEST)  # among the few tokens float32 costs nothing
@@ -82,12 +82,19 @@ class Attention(nn.Module):
         kernel, bias = self.out(self.width)
         return exact("bntc,cd->bntd", rearrange(x, "b n t k d -> b n t (k d)"), kernel) + bias
 
-    def dot(self, pattern: str, x: Array, y: Array, result: str = "float32") -> Array:
-        """einsum over the image in the computation's dtype, summed up in float32; where mixed, rounded to `result`."""
+    def dot(self, pattern: str, x: Array, y: Array) -> Array:
+        """einsum over the image in the computation's dtype, summed up and returned in float32."""
         x, y = (array.astype(self.config.dtype) for array in (x, y))
         if self.config.decoder.mixed:
-            return product(pattern, result, x, y)
+            return product(pattern, "float32", x, y)
         return jnp.einsum(pattern, x, y, preferred_element_type=jnp.float32)
+
+    def dot_to_image(self, pattern: str, x: Array, y: Array) -> Array:
+        """The same of a result as large as the image, which is rounded to the computation's dtype where mixed."""
+        if not self.config.decoder.mixed:
+            return self.dot(pattern, x, y)
+        dtype = self.config.dtype
+        return product(pattern, dtype, x.astype(dtype), y.astype(dtype)).astype(jnp.float32)
 
 
 class TokenAttention(Attention):
@@ -134,7 +141,7 @@ class ImageToToken(Attention):
         out_kernel = rearrange(out_kernel, "(k d) c -> k d c", k=heads)
         answers = exact("bntkd,kdc->bntkc", self.project(values, self.v), out_kernel)
         answers = rearrange(answers, "b n t k c -> b n (t k) c")
-        return self.dot("bnrp,bnrc->bnpc", weights, answers, self.config.dtype).astype(jnp.float32) + out_bias
+        return self.dot_to_image("bnrp,bnrc->bnpc", weights, answers) + out_bias
 
 
 class Mlp(nn.Module):
@@ -177,7 +184,7 @@ class TwoWayBlock(nn.Module):
         norm4 = LayerNorm(EPS, name="norm4")
         if not config.decoder.mixed:
             return tokens, norm4(image + drop(answer))
-        return tokens, recomputed(_norm_of_sum)(image, drop(answer).astype(image.dtype), *norm4.weights(c))
+        return tokens, jax.checkpoint(_norm_of_sum)(image, drop(answer).astype(image.dtype), *norm4.weights(c))
 
 
 def _norm_of_sum(image: Array, answer: Array, scale: Array, bias: Array) -> Array:
@@ -244,7 +251,7 @@ class Upscale(nn.Module):
     @nn.compact
     def __call__(self, x: Array, hyper: Array) -> Array:
         first = Children(self.channels // 4, self.dtype, name="conv1")
-        norm = LayerNorm(1e-6, name="norm")
+        norm = LayerNorm(UPSCALE_EPS, name="norm")
         second = Children(self.channels // 8, self.dtype, name="conv2")
         if self.mixed:
             return self._mixed(x, hyper, first.weights(self.channels), norm.weights(first.features),
@@ -254,25 +261,26 @@ class Upscale(nn.Module):
                             preferred_element_type=jnp.float32)
         return rearrange(logits, "b n m h w y x Y X -> b n m (h y Y) (w x X)")
 
-    def _mixed(self, x: Array, hyper: Array, first, norm, second) -> Array:
-        """The same on a list of cells, each one's children beside it."""
-        def children(x: Array, kernel: Array, bias: Array) -> Array:
-            x = dense(x, kernel.astype(x.dtype), jnp.tile(bias, 4).astype(x.dtype))
-            return rearrange(x, "b n p (k d) -> b n (p k) d", k=4)
+    def _mixed(self, x: Array, hyper: Array, conv1: tuple[Array, Array], norm: tuple[Array, Array],
+               conv2: tuple[Array, Array]) -> Array:
+        """The same on a list of cells, each one's children beside it; of each layer its weights."""
+        def children(x: Array, kernel: Array) -> Array:
+            return rearrange(jnp.matmul(x, kernel.astype(x.dtype)), "b n p (k d) -> b n (p k) d", k=4)
 
         h, w = x.shape[2:4]
-        x = recomputed(_activated_norm)(children(rearrange(x, "b n h w c -> b n (h w) c"), *first), *norm)
-        x = recomputed(_activated)(children(x, *second))
+        x = children(rearrange(x, "b n h w c -> b n (h w) c"), conv1[0])
+        x = children(jax.checkpoint(_norm_and_gelu)(x, conv1[1], *norm), conv2[0])
+        x = jax.checkpoint(_gelu_of_sum)(x, conv2[1])
         logits = product("bnpc,bnmc->bnpm", "float32", x, hyper.astype(x.dtype))
         return rearrange(logits, "b n (h w y x Y X) m -> b n m (h y Y) (w x X)", h=h, w=w, y=2, x=2, Y=2, X=2)
 
 
-def _activated_norm(x: Array, scale: Array, bias: Array) -> Array:
-    return gelu(layer_norm(x, scale, bias, 1e-6)).astype(x.dtype)
+def _norm_and_gelu(x: Array, bias: Array, scale: Array, shift: Array) -> Array:
+    return gelu(layer_norm(x.astype(jnp.float32) + bias, scale, shift, UPSCALE_EPS)).astype(x.dtype)
 
 
-def _activated(x: Array) -> Array:
-    return gelu(x.astype(jnp.float32)).astype(x.dtype)
+def _gelu_of_sum(x: Array, bias: Array) -> Array:
+    return gelu(x.astype(jnp.float32) + bias).astype(x.dtype)
 
 
 class Children(nn.Module):

@@ -1,15 +1,15 @@
-"""What a training step in bfloat16 keeps between its passes, and passes back: bfloat16, or nothing.
+"""Products of a training step in bfloat16, whose gradients are multiplied in bfloat16, too.
 
-Left alone, differentiation keeps the float32 values between two products, and multiplies float32 gradients. In the mask
-decoder, whose arrays are large and whose products are small, that is what a step waits for.
+Left alone, a product that is summed up in float32 has float32 gradients, which are multiplied as such. In the mask
+decoder, whose arrays are large and whose products are small, that is what a step waits for. What lies between two
+products there is computed again for the gradient (`jax.checkpoint`) and not kept in float32.
 """
 
-from collections.abc import Callable
 from functools import partial
 
 import jax
 import jax.numpy as jnp
-from jax import Array, lax
+from jax import Array
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -36,40 +36,3 @@ def _backward(pattern: str, dtype: str, kept: tuple[Array, Array], gradient: Arr
 
 product.defvjp(_forward, _backward)
 
-
-
-@jax.custom_vjp
-def dense(x: Array, kernel: Array, bias: Array) -> Array:
-    """x (..., c) @ kernel (c, d) + bias (d,), rounded to x's type, in which its gradients are multiplied, too."""
-    return jnp.matmul(x, kernel) + bias
-
-
-def _dense(x, kernel, bias):
-    return dense(x, kernel, bias), (x, kernel)
-
-
-def _dense_backward(kept, gradient):
-    x, kernel = kept
-    rows = lambda array: array.reshape(-1, array.shape[-1])
-    total = rows(gradient).astype(jnp.float32).sum(0).astype(gradient.dtype)
-    return jnp.matmul(gradient, kernel.T), jnp.matmul(rows(x).T, rows(gradient)), total
-
-
-dense.defvjp(_dense, _dense_backward)
-
-
-def recomputed(function: Callable) -> Callable:
-    """The function, of which only its arguments are kept for the gradient."""
-    @jax.custom_vjp
-    def run(*args):
-        return function(*args)
-
-    def forward(*args):
-        return function(*args), args
-
-    def backward(args, gradient):
-        # The barrier keeps compilers from finding the same values in both passes, and keeping them after all.
-        return jax.vjp(function, *lax.optimization_barrier(args))[1](gradient)
-
-    run.defvjp(forward, backward)
-    return run

@@ -46,13 +46,14 @@ class TrainState:
 def training_config(config: SamConfig, recipe: Recipe) -> SamConfig:
     """The config that the recipe trains: its drop path, dropout and depth of the decoder, which in bfloat16 is `mixed`.
 
-    Parts that are not trained run as they do at inference otherwise.
+    Parts that are not trained run as they do at inference.
     """
     encoder = recipe.drop_path if recipe.train in ("everything", "encoder") else 0.0
-    decoder = recipe.dropout if recipe.train in ("everything", "decoder", "lora+decoder") else 0.0
-    depth = recipe.decoder_depth or config.decoder.depth
-    return replace(config, encoder=replace(config.encoder, drop_path=encoder),
-                   decoder=replace(config.decoder, dropout=decoder, depth=depth, mixed=config.dtype == "bfloat16"))
+    decoded = recipe.train in ("everything", "decoder", "lora+decoder")
+    decoder = replace(config.decoder, dropout=recipe.dropout if decoded else 0.0,
+                      depth=recipe.decoder_depth or config.decoder.depth,
+                      mixed=decoded and config.dtype == "bfloat16")
+    return replace(config, encoder=replace(config.encoder, drop_path=encoder), decoder=decoder)
 
 
 def init_state(config: SamConfig, recipe: Recipe, params: dict, key: Array, trains: Rule | None = None) -> TrainState:

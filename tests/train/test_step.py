@@ -112,6 +112,16 @@ def test_a_mesh_equals_one_device(group, kinds):
     assert_same(run_on_one(), (many.fetch(state), history))
 
 
+def test_bfloat16_over_a_mesh_is_near_to_float32_on_one_device():
+    many = MeshStep(make_step(replace(CONFIG, dtype="bfloat16"), RECIPE), make_mesh(2), RULES)
+    state = many.place(start())
+    state, metrics = quick_program(many, state, make_batch(0))(state, many.feed(make_batch(0)))
+    expected, found = run_on_one(1)[1][0], many.fetch(metrics)
+    for name, tolerance in (("loss", 0.02), ("focal", 0.02), ("dice", 0.02), ("grad_norm", 0.1)):
+        assert found[name] == pytest.approx(expected[name], rel=tolerance), name
+    assert found["finite"] and all(leaf.dtype == np.float32 for leaf in jax.tree.leaves(many.fetch(state).params))
+
+
 def test_padding_changes_nothing():
     """Two more objects an image and four more images, all invalid, whatever they hold."""
     state, batch = start(), make_batch(0)
