@@ -16,9 +16,9 @@ do (tests/tpu). Utilisation is not known, so a range is
 assumed; it covers what is not modelled (norms, softmax, waiting for data, hosts). Each assumption stands in
 `ASSUMPTIONS` with its source.
 
-Result: between half a day and a day on v5e-256 and v6e-64, three to six days on 8 H200s. Two things would make it
-shorter: the decoder's rounds move 157 of an image's 197 GB, and its float32 products cost an H200 as
-much as all those in bfloat16. The authors report 68 hours on 256 A100s, in their own implementation.
+Result: about half a day on v5e-256 and v6e-64, two to four days on 8 H200s. Memory is what would make it shorter: the
+decoder's rounds move 95 of an image's 135 GB. (They were 157 of 197, with 1.8 TFLOP in float32 in place of 0.2, before
+training kept the decoder's image in bfloat16.) The authors report 68 hours on 256 A100s, in their own implementation.
 """
 
 import argparse
