@@ -8,9 +8,9 @@ box as it is, and by a noised one as the training has it. Scores are IoU: of the
 three ("oracle"). The record, experiments/results/protocols.json, has each object's, grows with each picture, and a
 stopped run goes on where it was.
 
-Result (MobileSAM, 16 sets, 930 objects: whole val splits of crackforest, nwpu_vhr10 and seven small sets, three to eight
-pictures of the others): the sets' mean 41.1, 57.2, 62.4, 72.5 and 77.6 after 1, 2, 3, 5 and 9 points, 68.1 from the
-box, 66.2 from a noised one, 38.9 from a random point. Whole val splits: about 40 minutes on two idle cores.
+Result (MobileSAM, 16 sets, 930 objects: whole val splits of crackforest, nwpu_vhr10 and seven small sets, three to
+eight pictures of the others): the sets' mean 41.1, 57.2, 62.4, 72.5 and 77.6 after 1, 2, 3, 5 and 9 points, 68.1 from
+the box, 66.2 from a noised one, 38.9 from a random point. Whole val splits: about 40 minutes on two idle cores.
 """
 
 import suite
