@@ -261,7 +261,7 @@ def test_the_real_model_finds_the_same_in_tiles_of_two_sizes(mobile_sam):
         picture[field(shape, x, y) > 0] = [(200, 70, 60), (235, 230, 220), (50, 130, 200)][i % 3]
     picture = np.clip(picture + random.normal(0, 5, picture.shape), 0, 255).astype(np.uint8)
     for tile in (384, 512):
-        records = tiling.everything(mobile_sam, picture, tile=tile, halo=96, spacing=56, scale=1.5)
+        records = tiling.everything(mobile_sam, picture, tile=tile, halo=96, spacing=72, scale=1.5)
         masks = found_in(records)
         for shape in shapes:
             truth = field(shape, x, y) > 0

@@ -93,26 +93,26 @@ def test_stopped_and_taken_up(place, capsys):
     """SIGTERM ends it with status 0; the same command goes on to the very same model."""
     def stop():
         path = place / "broken" / "metrics.jsonl"
-        while not (path.exists() and path.read_text().count("\n") > 20):
+        while not (path.exists() and path.read_text().count("\n") > 12):
             if done.wait(0.01):
                 return
         os.kill(os.getpid(), signal.SIGTERM)
 
-    short = ["--evaluate-every", "50"]
-    assert main(words(place, "whole", *short, steps=100)) == 0
+    short = ["--evaluate-every", "30"]
+    assert main(words(place, "whole", *short, steps=60)) == 0
     done = threading.Event()
     thread = threading.Thread(target=stop)
     thread.start()
     try:
-        assert main(words(place, "broken", *short, steps=100)) == 0
+        assert main(words(place, "broken", *short, steps=60)) == 0
     finally:
         done.set()
         thread.join()
     assert "stopped by SIGTERM after step" in capsys.readouterr().err
     assert not (place / "broken" / "report.json").exists()
-    assert main(words(place, "broken", *short, steps=100)) == 0
+    assert main(words(place, "broken", *short, steps=60)) == 0
     losses = [[line["loss"] for line in read(place / name / "metrics.jsonl")[0]] for name in ("whole", "broken")]
-    assert losses[0] == losses[1] and len(losses[0]) == 100
+    assert losses[0] == losses[1] and len(losses[0]) == 60
     whole, broken = (convert.read(place / name / "model").params() for name in ("whole", "broken"))
     for path, value in convert.flatten(whole).items():
         np.testing.assert_array_equal(value, convert.flatten(broken)[path])
