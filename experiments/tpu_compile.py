@@ -11,10 +11,11 @@ several minutes of one core (libtpu 0.0.42).
 Result: encoders of ViT-B and ViT-H (8 images a chip) and ViT-B's decoder (64 points) take 1.7, 5.4 and 1.8 GiB of a
 v5e's 16 GB and send nothing. ViT-H's training step (64 masks an image, state divided among 16) takes 10.9 GiB on v5e
 16x16, an image a chip, and 14.9 of 32 GB on v6e 8x8, four images a chip, one after the other; with the whole state on
-each chip it just fits v5e, with 14.7 of 14.9 GiB. Each compiles for 10 to 15 minutes of one core. It gathers the parameters (4.0 and 2.5 GB, tables and products included) and adds up each
-gradient once: within a group of 16, 2.6 GB, then the shares among the groups, 0.2 GB. Shares of 80 to 320 columns are
-no multiple of a tile's 128 lanes, so that the compiler does the first by all-reduces and no reduce-scatter; in smaller
-programs whose shares are, it does scatter (tests/tpu). No activation is sent. The other cases have not been run.
+each chip it just fits v5e, with 14.7 of 14.9 GiB. Each compiles for 10 to 15 minutes of one core. It gathers the
+parameters (4.0 and 2.5 GB, tables and products included) and adds up each gradient once: within a group of 16, 2.6 GB,
+then the shares among the groups, 0.2 GB. Shares of 80 to 320 columns are no multiple of a tile's 128 lanes, so that the
+compiler does the first by all-reduces and no reduce-scatter; in smaller programs whose shares are, it does scatter
+(tests/tpu). No activation is sent. The other cases have not been run.
 """
 
 import argparse
