@@ -9,7 +9,7 @@ picture, and a run that was stopped goes on where it was.
 
 The paper (LVIS, ViT-H): AR@1000 59.3; small 45.5, medium 81.6, large 86.9.
 
-Result: `quick`, two pictures of each of six sets, 25 objects in all: AR@1000 of 0 (chase_db1, crackforest), 35 (busi),
+Result: `quick`, two pictures of each of six sets, 27 objects in all: AR@1000 of 0 (chase_db1, crackforest), 35 (busi),
 38 (coco128seg), 68 (cleargrasp) and 70 (camo_sample). Too few to compare; a picture takes one busy core one to three
 minutes.
 """
