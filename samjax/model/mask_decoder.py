@@ -82,19 +82,14 @@ class Attention(nn.Module):
         kernel, bias = self.out(self.width)
         return exact("bntc,cd->bntd", rearrange(x, "b n t k d -> b n t (k d)"), kernel) + bias
 
-    def dot(self, pattern: str, x: Array, y: Array) -> Array:
-        """einsum over the image in the computation's dtype, summed up and returned in float32."""
-        x, y = (array.astype(self.config.dtype) for array in (x, y))
-        if self.config.decoder.mixed:
-            return product(pattern, "float32", x, y)
-        return jnp.einsum(pattern, x, y, preferred_element_type=jnp.float32)
-
-    def dot_to_image(self, pattern: str, x: Array, y: Array) -> Array:
-        """The same of a result as large as the image, which is rounded to the computation's dtype where mixed."""
-        if not self.config.decoder.mixed:
-            return self.dot(pattern, x, y)
+    def dot(self, pattern: str, x: Array, y: Array, into_image: bool = False) -> Array:
+        """einsum over the image in the computation's dtype, summed up and returned in float32; where mixed, a result as
+        large as the image (`into_image`) is rounded to that dtype."""
         dtype = self.config.dtype
-        return product(pattern, dtype, x.astype(dtype), y.astype(dtype)).astype(jnp.float32)
+        x, y = x.astype(dtype), y.astype(dtype)
+        if not self.config.decoder.mixed:
+            return jnp.einsum(pattern, x, y, preferred_element_type=jnp.float32)
+        return product(pattern, dtype if into_image else "float32", x, y).astype(jnp.float32)
 
 
 class TokenAttention(Attention):
@@ -141,7 +136,7 @@ class ImageToToken(Attention):
         out_kernel = rearrange(out_kernel, "(k d) c -> k d c", k=heads)
         answers = exact("bntkd,kdc->bntkc", self.project(values, self.v), out_kernel)
         answers = rearrange(answers, "b n t k c -> b n (t k) c")
-        return self.dot_to_image("bnrp,bnrc->bnpc", weights, answers) + out_bias
+        return self.dot("bnrp,bnrc->bnpc", weights, answers, into_image=True) + out_bias
 
 
 class Mlp(nn.Module):

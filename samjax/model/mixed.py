@@ -35,4 +35,3 @@ def _backward(pattern: str, dtype: str, kept: tuple[Array, Array], gradient: Arr
 
 
 product.defvjp(_forward, _backward)
-
