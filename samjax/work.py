@@ -142,7 +142,7 @@ def _locked(path: Path, wait: bool = False, create: bool = True) -> Iterator[boo
             if create:
                 path.parent.mkdir(parents=True, exist_ok=True)
             file = open(path, "a" if create else "r+")  # noqa: SIM115 (closed below)
-        except FileNotFoundError:
+        except (FileNotFoundError, FileExistsError):  # the latter by mkdir, of a folder that was there and is no more
             if not create or attempt == ATTEMPTS - 1:
                 raise
             continue  # the folder was removed meanwhile

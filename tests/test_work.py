@@ -86,6 +86,25 @@ def test_processes_come_and_go(tmp_path):
     assert sorted(os.listdir(tmp_path / "out")) == [f"{number}.json" for number in range(4)]
 
 
+@locks
+def test_a_folder_removed_while_it_is_made(tmp_path, monkeypatch):
+    """mkdir finds it there and then finds it gone; a file in its place is told from that."""
+    mkdir, often = os.mkdir, iter(range(3))
+
+    def gone(path, *rest):
+        if Path(path).name == ".samjax" and next(often, None) is not None:
+            raise FileExistsError(17, "File exists", path)
+        return mkdir(path, *rest)
+
+    monkeypatch.setattr(os, "mkdir", gone)
+    with working(tmp_path) as one:
+        one.put_json(tmp_path / "a.json", {})
+    assert os.listdir(tmp_path) == ["a.json"]
+    (tmp_path / ".samjax").write_text("")
+    with pytest.raises(InputError, match="cannot write to .*: file exists"), working(tmp_path):
+        pass
+
+
 def a_job(out, **values):
     sources, _ = find_sources(["photos"], out)
     model = {"name": "m", "architecture": "custom", "sha256": "0" * 64, "dtype": "float32"}
