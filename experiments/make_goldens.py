@@ -1,11 +1,12 @@
-"""Golden outputs of the official PyTorch MobileSAM on the bundled photograph.
+"""Golden outputs of the official PyTorch MobileSAM on the bundled photograph: of prompts, and of its generator.
 
-    python experiments/make_goldens.py mobile_sam.pt [--image examples/coffee.jpg] [--out tests/data/...]
+    python experiments/make_goldens.py mobile_sam.pt [--image examples/coffee.jpg] [--out tests/data]
 
-mobile_sam.pt is the published file. CPU, float32, under a minute. tests/data/README.md describes the layout.
+mobile_sam.pt is the published file. CPU, float32, two minutes. tests/data/README.md describes the layout.
 """
 
 import argparse
+import gzip
 import hashlib
 import json
 from pathlib import Path
@@ -28,18 +29,31 @@ PROMPTS = [
      "multimask_output": False},
     {"id": "boxes3", "boxes": [CUP, SAUCER, SPOON], "multimask_output": False},
 ]
+# Thresholds lower than the default ones, so that there is something to compare on few points.
+EVERYTHING = {"points_per_side": 8, "crop_n_layers": 1, "pred_iou_thresh": 0.7, "stability_score_thresh": 0.8}
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("--image", type=Path, default=ROOT / "examples" / "coffee.jpg")
-    parser.add_argument("--out", type=Path, default=ROOT / "tests" / "data" / "mobilesam_coffee.npz")
+    parser.add_argument("--out", type=Path, default=ROOT / "tests" / "data")
     args = parser.parse_args()
-    arrays = goldens(args.checkpoint, args.image, PROMPTS)
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    np.savez_compressed(args.out, **arrays)
-    print(f"{args.out}: {len(arrays)} arrays, {args.out.stat().st_size / 1e3:.0f} kB")
+    args.out.mkdir(parents=True, exist_ok=True)
+    stem = args.image.stem
+    np.savez_compressed(args.out / f"mobilesam_{stem}.npz", **goldens(args.checkpoint, args.image, PROMPTS))
+    found = json.dumps(everything(args.checkpoint, args.image, EVERYTHING)).encode()
+    (args.out / f"everything_{stem}.json.gz").write_bytes(gzip.compress(found, mtime=0))
+
+
+def everything(checkpoint, image_path, settings) -> dict:
+    """The official generator's records, masks as uncompressed RLE, and what they were made with."""
+    generator = peers.official_generator(peers.official_mobile_sam(checkpoint), output_mode="uncompressed_rle",
+                                         **settings)
+    found = generator.generate(np.array(Image.open(image_path).convert("RGB")))
+    meta = {"image": Path(image_path).name, "image_sha256": _sha256(Path(image_path).read_bytes()), "args": settings,
+            "weights_sha256": _sha256(Path(checkpoint).read_bytes()), "versions": peers.versions()}
+    return {"meta": meta, "annotations": found}
 
 
 def goldens(checkpoint, image_path, prompts) -> dict[str, np.ndarray]:

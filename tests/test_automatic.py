@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import jax
 import numpy as np
 import pytest
-from conftest import SMALL_VIT, random_params
+from conftest import DATA, SMALL_VIT, random_params
 from plain import plain_clean, plain_nms
 
 import samjax
@@ -312,19 +312,28 @@ def test_mistakes_are_named(sam):
         sam.everything("nowhere.jpg")
 
 
-GOLDEN = ["dog_crops1"]
-if os.environ.get("SAMJAX_THOROUGH"):  # more of the same kind, a minute each
-    GOLDEN += ["dog_small_regions", "dog_default", "groceries_default", "truck_default"]
+GOLDEN = ["dog_crops1", "dog_small_regions", "dog_default", "groceries_default", "truck_default"]  # a minute each
 
 
 @pytest.mark.slow
 @pytest.mark.weights
+def test_a_photograph_gives_the_official_masks(mobile_sam):
+    gives_the_official_masks(mobile_sam, DATA / "everything_coffee.json.gz", DATA.parents[1] / "examples")
+
+
+@pytest.mark.slow
+@pytest.mark.weights
+@pytest.mark.skipif(not os.environ.get("SAMJAX_THOROUGH"), reason="SAMJAX_THOROUGH=1 asks for them")
 @pytest.mark.parametrize("name", GOLDEN)
 def test_photographs_give_the_official_masks(reference, mobile_sam, name):
+    gives_the_official_masks(mobile_sam, reference / "golden" / f"amg_{name}.json.gz", reference / "images")
+
+
+def gives_the_official_masks(sam, golden, images):
     """At least 99 % of the official records: mask IoU of 0.99, scores within 2e-3; none extra."""
-    golden = json.loads(gzip.decompress((reference / "golden" / f"amg_{name}.json.gz").read_bytes()))
-    image = reference / "images" / golden["meta"]["image"]
-    records = mobile_sam.everything(image, output_mode="uncompressed_rle", **golden["meta"]["args"])
+    golden = json.loads(gzip.decompress(golden.read_bytes()))
+    image = images / golden["meta"]["image"]
+    records = sam.everything(image, output_mode="uncompressed_rle", **golden["meta"]["args"])
     expected = golden["annotations"]
     left = list(records)
     missed = []
