@@ -114,19 +114,16 @@ def example(record: Record, config: SamConfig, cells: tuple[int, int], objects: 
     if not valid.any():
         raise InputError(f"none of its {len(record.objects)} masks has between {LEAST} px and {TOO_LARGE:.0%} of the "
                          "picture")
-    first = _first(record, frame, config, fast_jpeg, images)
-    lit(first, frame, augment, rng)
-    return {**first, "size": np.array(frame.valid, np.int32), "masks": masks, "valid": valid}
+    return {**_seen(record, frame, config, rng, augment, fast_jpeg, images), "masks": masks, "valid": valid}
 
 
-def lit(made: dict[str, np.ndarray], frame: Frame, augment: Augment | None, rng: np.random.Generator) -> None:
-    """Changes contrast and brightness of an example's "image", uint8 (H, W, c), in place; the padding stays black."""
-    if augment is None or not augment.light or "image" not in made:
-        return
-    image, (contrast, brightness) = made["image"], 1 + rng.uniform(-augment.light, augment.light, 2)
+def light(image: np.ndarray, valid: tuple[int, int], most: float, rng: np.random.Generator) -> None:
+    """Changes contrast and brightness of uint8 (H, W, c) in place, each by a share of at most `most`; the padding, what
+    is not in the first `valid` rows and columns, stays black."""
+    contrast, brightness = 1 + rng.uniform(-most, most, 2)
     levels = ((np.arange(256) - 127.5) * contrast + 127.5) * brightness
     table = np.clip(np.rint(levels), 0, 255).astype(np.uint8)
-    h, w = frame.valid
+    h, w = valid
     image[:h, :w] = table[image[:h, :w]]
 
 
@@ -135,16 +132,19 @@ def _without_masks(record: Record, config: SamConfig, cells: tuple[int, int], rn
     picture = record.open()
     record = replace(record, open=lambda longest=None: picture, objects=())
     frame = draw_frame(full_hw(picture), config.image_size, augment, rng)
-    first = _first(record, frame, config, False, images)
-    lit(first, frame, augment, rng)
-    return {**first, "size": np.array(frame.valid, np.int32),
+    return {**_seen(record, frame, config, rng, augment, False, images),
             "masks": np.zeros((0, *cells), bool), "valid": np.zeros(0, bool)}
 
 
-def _first(record: Record, frame: Frame, config: SamConfig, fast_jpeg: bool, images: bool) -> dict[str, np.ndarray]:
-    """What the model sees: pixels, a cached embedding, or both."""
+def _seen(record: Record, frame: Frame, config: SamConfig, rng: np.random.Generator, augment: Augment | None,
+          fast_jpeg: bool, images: bool) -> dict[str, np.ndarray]:
+    """What the model sees, pixels, a cached embedding, or both, and the picture's size in the frame."""
     found = {} if record.features is None else _features(record, frame)
-    return found | _pixels(record, frame, config, fast_jpeg) if images or not found else found
+    if images or not found:
+        found |= _pixels(record, frame, config, fast_jpeg)
+        if augment is not None and augment.light:
+            light(found["image"], frame.valid, augment.light, rng)
+    return found | {"size": np.array(frame.valid, np.int32)}
 
 
 def _pixels(record: Record, frame: Frame, config: SamConfig, fast_jpeg: bool) -> dict[str, np.ndarray]:
