@@ -1,11 +1,13 @@
 """`samjax evaluate`: a model's scores on data with masks."""
 
 import contextlib
+import itertools
 import json
 import os
 import sys
 import time
 from argparse import ArgumentTypeError
+from functools import partial
 from pathlib import Path
 
 from samjax.commands import protocols
@@ -27,7 +29,7 @@ are done as in the paper (Segment Anything, appendix D).
 
 Written with --out: model, sha256 of its weights, versions, settings, and each object's scores.
 
-status: 0 all done; 1 some pictures could not be read; 2 wrong arguments, or nothing to score.
+status: 0 all done; 1 some pictures, or all of some DATA, could not be scored; 2 wrong arguments, or nothing to score.
 
 examples:
   samjax evaluate data
@@ -36,6 +38,9 @@ examples:
 """
 DEFAULT = ("point", "box")
 PROMPTS = (*DEFAULT, "everything")  # by the object
+OF_A_PROMPT = {  # options that mean nothing without it: their default, and the prompt
+    "points": ((1,), "point"), "first": ("centre", "point"), "box_noise": (0.0, "box"), "refine": (False, "box"),
+    "preset": (None, "everything")}
 
 
 def add(subparsers) -> None:
@@ -54,7 +59,8 @@ def add(subparsers) -> None:
                         help="the first point (default: %(default)s)")
     parser.add_argument("--box-noise", metavar="X", type=float, default=0.0,
                         help="move the boxes' sides by noise of this share of them, at most 20 px (0.1 as in training)")
-    parser.add_argument("--refine", action="store_true", help="a second round for boxes, the first answer fed back")
+    parser.add_argument("--refine", action="store_true",
+                        help="a second round for boxes, the most confident mask of the first fed back")
     parser.add_argument("--preset", choices=("fast", "paper", "dense"),
                         help="of everything, as in samjax everything (default: 32 x 32 points)")
     parser.add_argument("--seed", metavar="N", type=int, default=0, help="of random points and noise (default: 0)")
@@ -72,14 +78,14 @@ def run(args) -> int:
     sources = _sources(args)
     path, model = _model(args)
     start = time.perf_counter()
-    reports, others = _scores(args, sources, path)
-    found = _json(args, model, reports, others, time.perf_counter() - start)
+    reports, others, refused = _scores(args, sources, path)
+    found = _json(args, model, reports, others, time.perf_counter() - start) | {"refused": refused}
     text = json.dumps(found)
     if args.out:
         folder, name = os.path.split(os.path.abspath(args.out))
         write_all(folder, {name: lambda temporary: Path(temporary).write_text(text + "\n")})
     emit(text if args.json else _tables(args, reports, others))
-    return 1 if any(report.failures for report in [*reports, *sum(others.values(), [])]) else 0
+    return 1 if refused or any(report.failures for report in [*reports, *sum(others.values(), [])]) else 0
 
 
 def _prompt(text: str) -> str:
@@ -100,6 +106,9 @@ def _counts(text: str) -> tuple[int, ...]:
 
 def _check(args) -> None:
     """What can be said before data, model and JAX are touched."""
+    for option, (default, prompt) in OF_A_PROMPT.items():
+        if getattr(args, option) != default and prompt not in args.prompts:
+            raise InputError(f"--{option.replace('_', '-')} is of another prompt: add --prompt {prompt}")
     if args.limit is not None and args.limit < 1:
         raise InputError(f"--limit {args.limit} leaves nothing to score: give 1 or more")
     if not 0 <= args.box_noise <= 1:
@@ -130,29 +139,38 @@ def _model(args) -> tuple[Path, dict]:
                   **({"int8": True} if args.int8 else {})}
 
 
-def _scores(args, sources, path) -> tuple[list, dict[str, list]]:
-    """Reports by the object, one for each source, none if nothing is asked of them; and by protocol those by the
-    picture."""
+def _scores(args, sources, path) -> tuple[list, dict[str, list], list[str]]:
+    """Reports by the object, one for each source, none if nothing is asked of them; by protocol those by the picture;
+    and why there are none of some sources: what was found of the others is not lost by it.
+
+    Raises InputError where there is none at all.
+    """
     start_jax()
     from samjax.predict import load
 
-    sam, reports = load(path, dtype=args.dtype, int8=args.int8), []
+    sam, reports, refused = load(path, dtype=args.dtype, int8=args.int8), [], []
     prompts = [prompt for prompt in args.prompts if prompt in PROMPTS]
     others = {name: [] for name in protocols.NAMES if name in args.prompts}
-    for source in sources:
-        if prompts:
-            with _meter(source.name) as progress:
-                reports.append(_score(args, sam, source, prompts, progress))
-        for name, found in others.items():
-            with _meter(f"{source.name} {name}") as progress:
-                found.append(protocols.score(sam, source, name, args.limit, progress))
-        for report in [*reports[-1:], *(found[-1] for found in others.values())]:
-            for name, reason in report.failures:
-                _say(f"{source.name}: {name}: {reason}")
-    return reports, others
+    jobs = [("", reports, partial(_score, args, sam, prompts))] if prompts else []
+    jobs += [(name, found, partial(protocols.score, name, sam, args.limit)) for name, found in others.items()]
+    for source, (name, found, job) in itertools.product(sources, jobs):
+        try:
+            with _meter(f"{source.name} {name}".strip()) as progress:
+                found.append(job(source, progress))
+        except InputError as error:
+            if len(sources) * len(jobs) == 1:
+                raise
+            refused.append(str(error))
+            _say(str(error))
+        else:
+            for picture, reason in found[-1].failures:
+                _say(f"{source.name}: {picture}: {reason}")
+    if len(refused) == len(sources) * len(jobs):
+        raise InputError("nothing could be scored")
+    return reports, others, refused
 
 
-def _score(args, sam, source, prompts, progress):
+def _score(args, sam, prompts, source, progress):
     """A set's report by the object, for all of the prompts."""
     from samjax.evaluate import score, score_everything
 
@@ -180,7 +198,7 @@ def _meter(name: str):
     with tqdm(unit="image", desc=os.path.basename(name), file=sys.stderr) as bar:
         def progress(done, total):
             bar.total = total
-            bar.update()
+            bar.update(done - bar.n)
 
         yield progress
 
@@ -197,7 +215,8 @@ def _json(args, model: dict, reports, others, seconds: float) -> dict:
 
     return {"model": model, "versions": versions(), "commit": commit(), "device": jax.devices()[0].device_kind,
             "settings": {"prompts": list(args.prompts), **_settings(args), "points": list(args.points),
-                         "split": args.split, "limit": args.limit, "masks": args.masks, "preset": args.preset},
+                         "split": args.split, "limit": args.limit, "masks": args.masks, "images": args.images,
+                         "preset": args.preset, **protocols.settings(others)},
             "seconds": round(seconds, 3), "sets": [report.to_json() for report in reports],
             **{name: [report.to_json() for report in found] for name, found in others.items()}}
 
@@ -206,7 +225,7 @@ def _tables(args, reports, others) -> str:
     """A table for what is scored by the object, and one for each other protocol."""
     tables = [_table(args, reports)] if reports else []
     return "\n\n".join([*tables, *(_aligned(protocols.rows(name, found, _labels(found)))
-                                   for name, found in others.items())])
+                                   for name, found in others.items() if found)])
 
 
 def _table(args, reports) -> str:

@@ -11,13 +11,24 @@ COLUMNS = {  # heading -> name in the report's summary, and by how much it is mu
 }
 
 
-def score(sam, source, name: str, limit: int | None, progress):
+def score(name: str, sam, limit: int | None, source, progress):
     """A `ProposalReport` or an `EdgeReport`."""
     from samjax import evaluate
 
     if name == "proposals":
         return evaluate.score_proposals(sam, source, limit=limit, progress=progress)
-    return evaluate.score_edges(partial(evaluate.sam_edges, sam), source, limit, progress=progress)
+    return evaluate.score_edges(partial(evaluate.sam_edges, sam), source, limit, channels=sam.config.in_channels,
+                                progress=progress)
+
+
+def settings(names) -> dict:
+    """How these protocols are done, for the record."""
+    from samjax.evaluate import edge_maps, edges, proposals
+
+    every = {"proposals": proposals.PAPER,
+             "edges": {"points_per_side": edge_maps.POINTS, "box_nms_thresh": edge_maps.NMS,
+                       "thresholds": edges.THRESHOLDS, "tolerance": edges.TOLERANCE}}
+    return {name: every[name] for name in names}
 
 
 def rows(name: str, reports, labels) -> list[list[str]]:

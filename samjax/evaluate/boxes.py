@@ -32,14 +32,15 @@ def score_boxes(ask: Ask, truths: Sequence[Crop], grid, boxes: Sequence | None =
 
     ask: given boxes (and mask_logits) as `Sam.segment` takes them, all masks of the decoder.
     truths: the objects, not empty. grid: `samjax.upscale.axes` of the picture. boxes: default the truths' own.
-    refine: a second round is fed the first one's logits.
+    refine: a second round is fed, with the box, the logits of the most confident of the first one's masks (Segment
+    Anything, appendix D.4).
 
     Returns for each object: box, the IoU of the single mask; box_predicted, the model's own estimate.
     """
     boxes = [truth.box for truth in truths] if boxes is None else boxes
     masks, predicted = ask(boxes=boxes)
     if refine:
-        masks, predicted = ask(boxes=boxes, mask_logits=masks[:, 0])
+        masks, predicted = ask(boxes=boxes, mask_logits=masks[np.arange(len(boxes)), predicted.argmax(axis=1)])
     return [{"box": iou(Upscaled(mask, grid), truth), "box_predicted": float(estimate)}
             for mask, estimate, truth in zip(masks[:, 0], predicted[:, 0], truths)]
 

@@ -20,7 +20,9 @@ import numpy as np
 from samjax.data.sources import Source
 from samjax.errors import InputError
 from samjax.evaluate.assignment import pair
-from samjax.evaluate.proposals import spread
+from samjax.evaluate.pictures import first_of, reason_of, spread
+from samjax.evaluate.report import number
+from samjax.image import read_image
 
 THRESHOLDS = 99
 TOLERANCE = 0.0075  # of the picture's diagonal
@@ -83,8 +85,7 @@ class EdgeReport:
         own = {name: float(f_measure(one.recall, one.precision).max()) for name, one in self.counts.items()}
         return {
             "name": self.name, "pictures": self.pictures,
-            "summary": {name: round(value, 6) if np.isfinite(value) else None
-                        for name, value in self.summary().items()},
+            "summary": {name: number(value) for name, value in self.summary().items()},
             "failures": [list(failure) for failure in self.failures],
             "curve": {"threshold": self.cuts.round(6).tolist(), "recall": total.recall.round(6).tolist(),
                       "precision": total.precision.round(6).tolist()},
@@ -93,12 +94,13 @@ class EdgeReport:
 
 
 def score_edges(predict: Callable[[np.ndarray], np.ndarray], source: Source, limit: int | None = None, *,
-                cuts: np.ndarray | None = None, progress: Callable[[int, int], None] | None = None) -> EdgeReport:
+                cuts: np.ndarray | None = None, channels: int = 3,
+                progress: Callable[[int, int], None] | None = None) -> EdgeReport:
     """The benchmark on a source whose mask pictures are whole segmentations, one for each annotator (as BSDS500's).
 
     Args:
-        predict: from a picture, uint8 (h, w, 3), to its edges, float (h, w) in 0..1: for a model
-            `functools.partial(samjax.evaluate.sam_edges, sam)`.
+        predict: from a picture, uint8 (h, w, channels), to its edges, float (h, w) in 0..1: for a model
+            `functools.partial(samjax.evaluate.sam_edges, sam)`, with channels=sam.config.in_channels.
         limit: at most so many pictures, evenly spread. cuts: default the 99 thresholds. progress: called with
             (pictures done, pictures) after each.
 
@@ -109,22 +111,21 @@ def score_edges(predict: Callable[[np.ndarray], np.ndarray], source: Source, lim
     for done, place in enumerate(places, 1):
         name = source.item_name(place)
         try:
-            report.counts[name] = score_picture(predict, source, place, report.cuts)
+            report.counts[name] = score_picture(predict, source, place, report.cuts, channels)
         except (InputError, OSError) as error:
-            report.failures.append((name, getattr(error, "strerror", None) or str(error)))
+            report.failures.append((name, reason_of(error)))
         if progress is not None:
             progress(done, len(places))
     if not report.counts:
-        reason = "; the first: {}: {}".format(*report.failures[0]) if report.failures else ""
-        raise InputError(f"{report.name}: no picture whose edges can be scored{reason}")
+        raise InputError(f"{report.name}: no picture whose edges can be scored{first_of(report.failures)}")
     return report
 
 
 def score_picture(predict: Callable[[np.ndarray], np.ndarray], source: Source, place: int,
-                  cuts: np.ndarray | None = None) -> Counts:
-    """The counts of one picture of a source. Raises InputError."""
+                  cuts: np.ndarray | None = None, channels: int = 3) -> Counts:
+    """The counts of one picture of a source; see `score_edges`. Raises InputError."""
     drawn = [outlines(segments) for segments in source.segmentations(place)]
-    return count(predict(source.record(place).image), drawn, cuts)
+    return count(predict(read_image(source.record(place).open(), channels)), drawn, cuts)
 
 
 def thresholds(count: int = THRESHOLDS) -> np.ndarray:

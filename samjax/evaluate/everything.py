@@ -12,8 +12,9 @@ from samjax.automatic import Picture, each, make_settings
 from samjax.data.sources import LEAST, Source
 from samjax.errors import InputError
 from samjax.evaluate.crops import Crop, iou
+from samjax.evaluate.pictures import name_of, no_objects, reason_of, spread
 from samjax.evaluate.report import Report, Row
-from samjax.evaluate.scoring import _crop, _places
+from samjax.evaluate.scoring import _crop
 from samjax.image import read_image
 from samjax.lockstep import on_host, one_device
 from samjax.predict import Sam
@@ -50,7 +51,7 @@ def score_everything(sam: Sam, source: Source, preset: str | None = None, limit:
     Raises InputError: a wrong setting, nothing to score.
     """
     chosen = make_settings(preset, **settings | {"output_mode": "uncompressed_rle"})
-    places = _places(len(source), limit)
+    places = spread(len(source), limit)
     report, waiting = Report(getattr(source, "name", "") or "data", [NAME]), deque()
     pictures = _pictures(sam, source, places, report, waiting)
     for records in each(sam, pictures, chosen, one_device() if on_host() else None):
@@ -63,10 +64,9 @@ def score_everything(sam: Sam, source: Source, preset: str | None = None, limit:
             report.rows += rows(name, truths, records)
             report.pictures += 1
         if progress is not None:
-            progress(report.pictures + len(report.failures), len(places))
+            progress(report.pictures + len(report.failures), len(places))  # with those that were passed over
     if not report.rows:
-        reason = "; the first: {}: {}".format(*report.failures[0]) if report.failures else ""
-        raise InputError(f"{report.name}: no objects of 32 px or more to score in {len(places)} pictures{reason}")
+        raise no_objects(report.name, len(places), report.failures)
     return report
 
 
@@ -80,7 +80,7 @@ def rows(name: str, truths: Sequence[Crop], records: Sequence[dict]) -> list[Row
 def _pictures(sam: Sam, source: Source, places: Sequence[int], report: Report, waiting: deque) -> Iterator[Picture]:
     """Those with objects; each one's name and objects go to `waiting`, what cannot be read to the report."""
     for place in places:
-        name = source.item_name(place) if hasattr(source, "item_name") else source[place].name
+        name = name_of(source, place)
         try:
             record = source[place]
             truths = [_crop(mask) for mask in record.objects if mask.area() >= LEAST]
@@ -90,7 +90,7 @@ def _pictures(sam: Sam, source: Source, places: Sequence[int], report: Report, w
             pixels = read_image(record.open(), sam.config.in_channels)
             record.check_size(pixels.shape[:2])
         except (InputError, OSError) as error:
-            report.failures.append((name, str(error)))
+            report.failures.append((name, reason_of(error)))
             continue
         waiting.append((name, truths))
         yield Picture(pixels)

@@ -17,7 +17,7 @@ Ask = Callable[..., tuple[np.ndarray, np.ndarray]]  # prompts of n objects -> lo
 Click = tuple[int, int, int]  # x, y, label
 
 
-def name_of(count: int) -> str:
+def score_name(count: int) -> str:
     """What the score after so many points is called: point, point_2, point_3, ..."""
     return "point" if count == 1 else f"point_{count}"
 
@@ -72,7 +72,7 @@ def score_points(ask: Ask, truths: Sequence[Crop], grid, counts: Sequence[int] =
         counts: after how many points. first(truth, number) -> (x, y): the first point; default `centre`.
 
     Returns:
-        For each object a dict: NAME (see `name_of`) the IoU of the answer, NAME_oracle that of the best of the masks
+        For each object a dict: NAME (see `score_name`) the IoU of the answer, NAME_oracle that of the best of the masks
         (of three after one point, then of these and the single one), NAME_predicted the model's own estimate; and
         its points. An object without an error left gets no more points and keeps its scores.
     """
@@ -90,7 +90,7 @@ def score_points(ask: Ask, truths: Sequence[Crop], grid, counts: Sequence[int] =
             for i in active:
                 answers[i], estimates[i] = Upscaled(feedback[i], grid), float(predicted[i, chosen[i]])
         if count in counts:
-            name = name_of(count)
+            name = score_name(count)
             for i, truth in enumerate(truths):
                 own = iou(answers[i], truth)
                 others = () if own == 1 else np.delete(masks[i], (0, chosen[i]), axis=0)

@@ -1,8 +1,9 @@
 """Average recall of object proposals: how many objects the first 10, 100 and 1000 automatic masks find.
 
 Segment Anything, appendix D.3, with COCO's measure: recall is averaged over ten IoU thresholds, 0.5 to 0.95, and taken
-for all objects and for small, medium and large ones. It equals pycocotools' COCOeval with useCats=0; COCO's sizes
-include both ends, so that an object of 32 x 32 pixels is small and medium.
+for all objects and for small, medium and large ones. It equals pycocotools' COCOeval with useCats=0 on the objects that
+a `Source` has: crowds and those of less than 32 px are left out, and sizes are of masks and not of an annotation's
+"area". COCO's sizes include both ends, so that an object of 32 x 32 pixels is small and medium.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,6 +15,9 @@ from samjax import rle
 from samjax.data.records import Mask, Record
 from samjax.data.sources import Source
 from samjax.errors import InputError
+from samjax.evaluate.pictures import name_of, no_objects, reason_of, spread
+from samjax.evaluate.report import number
+from samjax.image import read_image
 
 LIMITS = (10, 100, 1000)
 IOUS = np.linspace(0.5, 0.95, 10)
@@ -68,8 +72,8 @@ class ProposalReport:
         counts = {size: int(sum(one.sizes[i].sum() for one in found)) for i, size in enumerate(SIZES)}
         return {
             "name": self.name, "pictures": self.pictures, "objects": self.objects,
-            "summary": {name: _number(value) for name, value in self.summary().items()},
-            "by_size": {size: {"objects": counts[size], **{f"ar_{limit}": _number(value) for limit, value
+            "summary": {name: number(value) for name, value in self.summary().items()},
+            "by_size": {size: {"objects": counts[size], **{f"ar_{limit}": number(value) for limit, value
                                                           in zip(LIMITS, by_size[size])}} for size in SIZES},
             "failures": [list(failure) for failure in self.failures],
             "proposals": {name: one.proposals for name, one in self.found.items()},
@@ -94,18 +98,17 @@ def score_proposals(sam, source: Source, settings: dict | None = None, limit: in
     places = spread(len(source), limit)
     report = ProposalReport(getattr(source, "name", "") or "data")
     for done, place in enumerate(places, 1):
-        name = source.item_name(place) if hasattr(source, "item_name") else source[place].name
+        name = name_of(source, place)
         try:
             found = propose(sam, source[place], settings)
             if found is not None:
                 report.found[name] = found
         except (InputError, OSError) as error:
-            report.failures.append((name, getattr(error, "strerror", None) or str(error)))
+            report.failures.append((name, reason_of(error)))
         if progress is not None:
             progress(done, len(places))
     if not report.objects:
-        reason = "; the first: {}: {}".format(*report.failures[0]) if report.failures else ""
-        raise InputError(f"{report.name}: no objects of 32 px or more to score in {len(places)} pictures{reason}")
+        raise no_objects(report.name, len(places), report.failures)
     return report
 
 
@@ -113,7 +116,7 @@ def propose(sam, record: Record, settings: dict | None = None) -> Found | None:
     """What a model's automatic masks find in one picture; None where it has no objects."""
     if not record.objects:
         return None
-    pixels = record.image
+    pixels = read_image(record.open(), sam.config.in_channels)
     record.check_size(pixels.shape[:2])
     masks = sam.everything(pixels, **{**(PAPER if settings is None else settings), "output_mode": "uncompressed_rle"})
     counts, scores = ranked(masks)
@@ -148,7 +151,7 @@ def match(proposals: Sequence[np.ndarray], scores: np.ndarray, objects: Sequence
 def overlaps(proposals: Sequence[np.ndarray], objects: Sequence[Mask]) -> np.ndarray:
     """IoU (d, g), float64, of proposals (run lengths) with objects; 0 where both are empty.
 
-    Memory: an integer for each pixel of an object's columns, and each proposal's runs.
+    Memory: some numbers for each run of the proposals.
     """
     ious = np.zeros((len(proposals), len(objects)))
     if not ious.size:
@@ -178,14 +181,6 @@ def average_recall(found: Sequence[Found]) -> dict[str, list[float]]:
     return result
 
 
-def spread(pictures: int, limit: int | None) -> list[int]:
-    """Places of at most `limit` of so many pictures, evenly spread. Raises InputError for a limit below 1."""
-    if limit is not None and limit < 1:
-        raise InputError(f"a limit of {limit} pictures leaves nothing to score: give 1 or more")
-    count = pictures if limit is None else min(limit, pictures)
-    return [i * pictures // count for i in range(count)]
-
-
 def _assign(ious: np.ndarray, threshold: float) -> np.ndarray:
     """(g,) the row of ious (d, g) that is matched with each column, -1 for none; rows choose in their order."""
     matched = np.full(ious.shape[1], -1, np.int64)
@@ -195,8 +190,3 @@ def _assign(ious: np.ndarray, threshold: float) -> np.ndarray:
         if left.max() >= least:
             matched[len(left) - 1 - left[::-1].argmax()] = row
     return matched
-
-
-def _number(value: float) -> float | int | None:
-    """JSON has no NaN."""
-    return round(value, 6) if np.isfinite(value) else None

@@ -59,19 +59,19 @@ class Report:
         scores = [*self.names, *estimates]
         return {
             "name": self.name, "pictures": self.pictures, "objects": len(self.rows),
-            "summary": {name: _number(mean) for name, mean in self.summary().items()},
-            "by_size": {size: {name: _number(mean) for name, mean in found.items()}
+            "summary": {name: number(mean) for name, mean in self.summary().items()},
+            "by_size": {size: {name: number(mean) for name, mean in found.items()}
                         for size, found in self.by_size().items()},
             "failures": [list(failure) for failure in self.failures],
             "columns": ["image", "object", "area", "bounds", "clicks", *scores],
             "rows": [[row.image, row.object, row.area, list(row.box), [list(click) for click in row.clicks],
-                      *(_number(row.scores[name]) for name in scores)] for row in self.rows],
+                      *(number(row.scores[name]) for name in scores)] for row in self.rows],
         }
 
     def _mean(self, rows: Sequence[Row], name: str) -> float:
         return float(np.mean([row.scores[name] for row in rows])) if rows else float("nan")
 
 
-def _number(value: float) -> float | int | None:
+def number(value: float) -> float | int | None:
     """JSON has no NaN, which is what a broken model predicts."""
     return round(value, 6) if np.isfinite(value) else None

@@ -15,7 +15,8 @@ from samjax.data.sources import LEAST, Source
 from samjax.errors import InputError
 from samjax.evaluate.boxes import noised, score_boxes
 from samjax.evaluate.crops import Crop
-from samjax.evaluate.points import anywhere, name_of, score_points
+from samjax.evaluate.pictures import name_of, no_objects, reason_of, spread
+from samjax.evaluate.points import anywhere, score_name, score_points
 from samjax.evaluate.report import Report, Row
 from samjax.image import read_image
 from samjax.predict import OBJECTS, Embedding, Sam, _batch_size
@@ -30,8 +31,8 @@ class Protocol:
 
     prompts: of "point" and "box". points: after how many points there is a score. first: "centre" or "random", the
     first point. box_noise: deviation of the boxes' sides as a share of them (0: exact). refine: boxes get a second
-    round with the first answer fed back. seed: of the random points and the noise, which depend on it and on the
-    object alone.
+    round, the most confident of the first one's masks fed back. seed: of the random points and the noise, which depend
+    on it and on the object alone.
     """
 
     prompts: Sequence[str] = PROMPTS
@@ -61,7 +62,7 @@ class Protocol:
     def names(self) -> list[str]:
         """Of the scores."""
         counts = sorted(set(self.points)) if "point" in self.prompts else []
-        points = [name for count in counts for name in (name_of(count), f"{name_of(count)}_oracle")]
+        points = [name for count in counts for name in (score_name(count), f"{score_name(count)}_oracle")]
         return points + (["box"] if "box" in self.prompts else [])
 
 
@@ -85,7 +86,7 @@ def score(sam: Sam, source: Source, prompts: Sequence[str] = PROMPTS,
     Raises InputError: a wrong setting, nothing to score, embeddings of another model.
     """
     protocol = Protocol(tuple(prompts), **settings).check()
-    places = _places(len(source), limit)
+    places = spread(len(source), limit)
     report = Report(getattr(source, "name", "") or "data", protocol.names())
     for done, (name, item) in enumerate(_encoded(sam, source, places, embeddings or {}), 1):
         if isinstance(item, InputError):
@@ -96,8 +97,7 @@ def score(sam: Sam, source: Source, prompts: Sequence[str] = PROMPTS,
         if progress is not None:
             progress(done, len(places))
     if not report.rows:
-        reason = "; the first: {}: {}".format(*report.failures[0]) if report.failures else ""
-        raise InputError(f"{report.name}: no objects of 32 px or more to score in {len(places)} pictures{reason}")
+        raise no_objects(report.name, len(places), report.failures)
     return report
 
 
@@ -105,7 +105,7 @@ def embed(sam: Sam, source: Source, limit: int | None = None) -> dict[str, Embed
     """Embeddings by record name, on the host, 4 MB each of SAM's. Pictures without objects or that cannot be read are
     left out."""
     return {name: Embedding(np.asarray(item.embedding.features), item.embedding.image_sizes)
-            for name, item in _encoded(sam, source, _places(len(source), limit), {})
+            for name, item in _encoded(sam, source, spread(len(source), limit), {})
             if isinstance(item, _Loaded) and item.embedding is not None}
 
 
@@ -116,13 +116,6 @@ class _Loaded:
     truths: list[Crop]
     pixels: np.ndarray | None = None
     embedding: Embedding | None = None
-
-
-def _places(pictures: int, limit: int | None) -> list[int]:
-    if limit is not None and limit < 1:
-        raise InputError(f"a limit of {limit} pictures leaves nothing to score: give 1 or more")
-    count = pictures if limit is None else min(limit, pictures)
-    return [i * pictures // count for i in range(count)]
 
 
 def _encoded(sam: Sam, source: Source, places: Sequence[int],
@@ -155,7 +148,7 @@ def _encode(sam: Sam, fresh: Sequence[_Loaded], size: int) -> None:
 
 
 def _load(sam: Sam, source: Source, place: int, embeddings: Mapping) -> tuple[str, _Loaded | InputError]:
-    name = source.item_name(place) if hasattr(source, "item_name") else source[place].name
+    name = name_of(source, place)
     try:
         record = source[place]
         truths = [_crop(mask) for mask in record.objects if mask.area() >= LEAST]
@@ -170,7 +163,7 @@ def _load(sam: Sam, source: Source, place: int, embeddings: Mapping) -> tuple[st
     except InputError as error:
         return name, error
     except OSError as error:
-        return name, InputError(error.strerror or str(error))
+        return name, InputError(reason_of(error))
 
 
 def _crop(mask: Mask) -> Crop:

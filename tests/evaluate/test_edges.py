@@ -246,6 +246,9 @@ def test_score_of_a_source(folder):
     assert written["counts"]["images/a.png"] == {"f": 0.666667, "found": [50] * 3, "right": [50] * 3,
                                                  "recalled": [50] * 3, "drawn": 100}
     assert list(score_edges(predict, open_source(folder), limit=1).counts) == ["images/a.png"]
+    shapes = []
+    score_edges(lambda grey: shapes.append(grey.shape) or np.zeros((50, 60)), open_source(folder), 1, channels=1)
+    assert shapes == [(50, 60, 1)]
 
 
 def test_mistakes_are_said(folder):

@@ -212,14 +212,14 @@ def test_objects_without_an_error_wait_for_the_others():
 
 def test_boxes_take_the_single_mask():
     truth, half = square(40, 40, 80, 80), square(40, 40, 80, 60)
-    speaker = Speaker(([[half, truth, truth, truth]], [[0.3, 1, 1, 1]]), ([[truth] * 4], [[0.9] * 4]))
+    speaker = Speaker(([[half, half, truth, half]], [[0.3, 0.5, 1, 0.4]]), ([[truth] * 4], [[0.9] * 4]))
     grid = upscale.axes(VIT_T, HW)
     assert score_boxes(speaker, [Crop(truth)], grid)[0]["box"] == pytest.approx(0.5, abs=0.02)
     assert speaker.asked[0] == {"boxes": [(40, 40, 80, 80)]}
     speaker.asked.clear()
     refined = score_boxes(speaker, [Crop(truth)], grid, refine=True)
     assert refined == [{"box": 1.0, "box_predicted": pytest.approx(0.9)}]
-    assert np.array_equal(speaker.asked[1]["mask_logits"][0] > 0, half)
+    assert np.array_equal(speaker.asked[1]["mask_logits"][0] > 0, truth)  # of the most confident one
 
 
 def test_noise_moves_the_sides():

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -145,12 +146,13 @@ def test_ranking_is_the_mean_of_both_estimates():
 class Fake:
     """Finds one quarter of every picture, and counts how it was asked."""
 
-    def __init__(self):
-        self.asked = []
+    def __init__(self, channels=3):
+        self.asked, self.config = [], SimpleNamespace(in_channels=channels)
 
     def everything(self, pixels, **settings):
         self.asked.append(settings)
-        h, w = pixels.shape[:2]
+        h, w, channels = pixels.shape
+        assert channels == self.config.in_channels
         mask = np.zeros((h, w), bool)
         mask[: h // 2, : w // 2] = True
         return [{"segmentation": {"size": [h, w], "counts": rle.encode(mask).tolist()}, "area": int(mask.sum()),
@@ -182,7 +184,7 @@ def test_score_of_a_source():
     assert written["by_size"]["small"] == {"objects": 3, "ar_10": 0.666667, "ar_100": 0.666667, "ar_1000": 0.666667}
     assert written["by_size"]["large"]["ar_10"] is None
     assert written["rows"] == [["a", 0, 600, 1.0], ["a", 1, 200, 0.0], ["d", 0, 600, 1.0]]
-    assert len(score_proposals(sam, source, limit=1).found) == 1
+    assert len(score_proposals(Fake(channels=1), source, limit=1).found) == 1
 
 
 def test_mistakes_are_said():

@@ -224,9 +224,26 @@ def test_a_broken_picture_is_named_and_the_rest_is_scored(folder, model, tmp_pat
     assert "images/b.png" in err and len(err.splitlines()) == 1 and out.splitlines()[1].split()[1:3] == ["2", "4"]
 
 
+def test_what_was_scored_outlives_what_cannot_be(folder, model, tmp_path, capsys):
+    (tmp_path / "empty" / "images").mkdir(parents=True)
+    (tmp_path / "empty" / "masks").mkdir()
+    Image.new("RGB", (9, 9)).save(tmp_path / "empty" / "images" / "a.png")
+    Image.new("L", (9, 9)).save(tmp_path / "empty" / "masks" / "a.png")
+    empty, out = str(tmp_path / "empty"), tmp_path / "scores.json"
+    assert main(["evaluate", str(folder), empty, "--model", model, "--prompt", "box", "--out", str(out)]) == 1
+    printed, err = capsys.readouterr()
+    assert "empty" in err and "no objects" in err and len(err.splitlines()) == 1
+    assert len(printed.splitlines()) == 2
+    found = json.loads(out.read_text())
+    assert [one["objects"] for one in found["sets"]] == [6] and len(found["refused"]) == 1
+    assert main(["evaluate", empty, "--model", model, "--prompt", "box"]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
 @pytest.mark.parametrize("args, word", [
     (["--prompt", "text"], "none of point, box"),
-    (["--prompt", "everything", "--preset", "slow"], "preset"),
+    (["--prompt", "everything", "--preset", "slow"], "preset"), (["--preset", "fast"], "--prompt everything"),
+    (["--prompt", "point", "--refine"], "--prompt box"), (["--prompt", "box", "--points", "1,2"], "--prompt point"),
     (["--points", "0"], "1,2,3,5,9"), (["--points", "one"], "1,2,3,5,9"), (["--limit", "0"], "limit"),
     (["--box-noise", "3"], "share"), (["--seed", "-1"], "seed"), (["--split", "test"], "split"),
     (["--out", "."], "directory"), (["--out", "/dev/null/x/y.json"], "write"), (["--model", "nothing"], "nothing")])
