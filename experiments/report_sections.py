@@ -120,9 +120,13 @@ def protocols(found: dict) -> Iterator[str]:
               "best of 3": [total[f"{name}_oracle"] for name in names], "box": [total["box"]] * len(names)}
     yield gallery(plots.lines(series, [f"{count}" for count in counts], title="Mean of the sets' means",
                               xlabel="points", ylabel="mean IoU, %", ylim=(0, 100)))
-    columns = [key for key in total if key != "objects"]
-    yield table(["set", "objects", *(key.replace("_", " ").replace("oracle", "best of 3") for key in columns)],
-                [[name, one["objects"], *(percent(one[key]) for key in columns)] for name, one in means.items()])
+    for part in ("point", "random", ""):  # the rest: boxes
+        columns = [key for key in total if key != "objects" and (key.startswith(part) if part else "box" in key)]
+        yield table(["set", "objects", *(key.replace("_", " ").replace("oracle", "best of 3") for key in columns)],
+                    [[name, one["objects"], *(percent(one[key]) for key in columns)] for name, one in means.items()])
+    yield table(["size", "objects", "box", "noised box", "refined box"],
+                [[size, *one.values()][:2] + [percent(one[key]) for key in list(one)[1:]]
+                 for size, one in found.get("by_size", {}).items()])
 
 
 def edges(found: dict) -> Iterator[str]:
