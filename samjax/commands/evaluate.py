@@ -6,7 +6,7 @@ import json
 import os
 import sys
 import time
-from argparse import ArgumentTypeError
+from argparse import ArgumentTypeError, BooleanOptionalAction
 from functools import partial
 from pathlib import Path
 
@@ -24,10 +24,13 @@ prompts: point, from one click or several: the first is the object's pixel farth
 that of the largest error region; "oracle" takes the best mask in place of the most confident one. box, from the box
 around each object: one mask. everything: the automatic mask that fits the object best (see --preset). proposals:
 average recall (COCO's, IoU 0.5 to 0.95) of the first 10, 100 and 1000 masks from 64 x 64 points, by size. edges: ODS,
-OIS, AP and R50 of BSDS500; each mask picture must be one annotator's segmentation of the whole picture. The last two
-are done as in the paper (Segment Anything, appendix D).
+OIS, AP and R50 of BSDS500; each mask picture must be one annotator's segmentation of the whole picture. detections:
+masks from a detector's boxes (--detections, a list of image_id, category_id, bbox, score), which keep its scores; DATA
+is one COCO or LVIS .json. AP and AR as COCO has them; found, the objects of which a box of their category has an IoU of
+0.5 or more with the object's own, and IoU, the mean of their masks'. The last three are done as in the paper (Segment
+Anything, appendix D).
 
-Written with --out: model, sha256 of its weights, versions, settings, and each object's scores.
+Written with --out: model, sha256 of its weights, versions, settings, and each object's (and detection's) scores.
 
 status: 0 all done; 1 some pictures, or all of some DATA, could not be scored; 2 wrong arguments, or nothing to score.
 
@@ -35,12 +38,13 @@ examples:
   samjax evaluate data
   samjax evaluate data --split val --model runs/tuned --prompt point --points 1,2,3,5,9 --out scores.json
   samjax evaluate coco/annotations/instances_val2017.json --images coco/val2017 --limit 500
+  samjax evaluate instances_val2017.json --images val2017 --prompt detections --detections vitdet.json
 """
 DEFAULT = ("point", "box")
 PROMPTS = (*DEFAULT, "everything")  # by the object
-OF_A_PROMPT = {  # options that mean nothing without it: their default, and the prompt
-    "points": ((1,), "point"), "first": ("centre", "point"), "box_noise": (0.0, "box"), "refine": (False, "box"),
-    "preset": (None, "everything")}
+OF_PROMPTS = {  # options that mean nothing without certain prompts: their default, and these
+    "points": ((1,), ["point"]), "first": ("centre", ["point"]), "box_noise": (0.0, ["box"]),
+    "refine": (None, ["box", protocols.DETECTIONS]), "preset": (None, ["everything"])}
 
 
 def add(subparsers) -> None:
@@ -51,7 +55,8 @@ def add(subparsers) -> None:
     add_dtype(parser)
     add_int8(parser)
     parser.add_argument("--prompt", dest="prompts", metavar="P", action="append", type=_prompt,
-                        help="point, box, everything, proposals or edges (repeatable; default: point and box)")
+                        help="point, box, everything, proposals, edges or detections (repeatable; default: point and "
+                             "box)")
     parser.add_argument("--split", metavar="S", help="train, val or test (default: all that there is)")
     parser.add_argument("--points", metavar="N,N", type=_counts, default=(1,),
                         help="score after so many points (default: 1)")
@@ -59,8 +64,10 @@ def add(subparsers) -> None:
                         help="the first point (default: %(default)s)")
     parser.add_argument("--box-noise", metavar="X", type=float, default=0.0,
                         help="move the boxes' sides by noise of this share of them, at most 20 px (0.1 as in training)")
-    parser.add_argument("--refine", action="store_true",
-                        help="a second round for boxes, the most confident mask of the first fed back")
+    parser.add_argument("--refine", action=BooleanOptionalAction,
+                        help="a second round for boxes, the most confident mask of the first fed back (default: as in "
+                             "the paper, of detections only)")
+    parser.add_argument("--detections", metavar="FILE", help="a detector's boxes for --prompt detections: COCO results")
     parser.add_argument("--preset", choices=("fast", "paper", "dense"),
                         help="of everything, as in samjax everything (default: 32 x 32 points)")
     parser.add_argument("--seed", metavar="N", type=int, default=0, help="of random points and noise (default: 0)")
@@ -75,10 +82,11 @@ def add(subparsers) -> None:
 def run(args) -> int:
     args.prompts = tuple(dict.fromkeys(args.prompts or DEFAULT))
     _check(args)
-    sources = _sources(args)
+    detected = protocols.open_detections(args)
+    sources = _sources(args) if set(args.prompts) != {protocols.DETECTIONS} else []
     path, model = _model(args)
     start = time.perf_counter()
-    reports, others, refused = _scores(args, sources, path)
+    reports, others, refused = _scores(args, sources, detected, path)
     found = _json(args, model, reports, others, time.perf_counter() - start) | {"refused": refused}
     text = json.dumps(found)
     if args.out:
@@ -106,15 +114,16 @@ def _counts(text: str) -> tuple[int, ...]:
 
 def _check(args) -> None:
     """What can be said before data, model and JAX are touched."""
-    for option, (default, prompt) in OF_A_PROMPT.items():
-        if getattr(args, option) != default and prompt not in args.prompts:
-            raise InputError(f"--{option.replace('_', '-')} is of another prompt: add --prompt {prompt}")
+    for option, (default, prompts) in OF_PROMPTS.items():
+        if getattr(args, option) != default and not set(prompts) & set(args.prompts):
+            raise InputError(f"--{option.replace('_', '-')} is of another prompt: add --prompt {' or '.join(prompts)}")
     if args.limit is not None and args.limit < 1:
         raise InputError(f"--limit {args.limit} leaves nothing to score: give 1 or more")
     if not 0 <= args.box_noise <= 1:
         raise InputError(f"--box-noise {args.box_noise} is no share of a side: give 0 to 1")
     if args.seed < 0:
         raise InputError(f"--seed {args.seed}: give 0 or more")
+    protocols.check_detections(args)
     if args.out:
         if os.path.isdir(args.out):
             raise InputError(f"--out {args.out} is a directory: name a file")
@@ -139,11 +148,11 @@ def _model(args) -> tuple[Path, dict]:
                   **({"int8": True} if args.int8 else {})}
 
 
-def _scores(args, sources, path) -> tuple[list, dict[str, list], list[str]]:
+def _scores(args, sources, detected, path) -> tuple[list, dict[str, list], list[str]]:
     """Reports by the object, one for each source, none if nothing is asked of them; by protocol those by the picture;
     and why there are none of some sources: what was found of the others is not lost by it.
 
-    Raises InputError where there is none at all.
+    detected: what `protocols.open_detections` gives. Raises InputError where there is no report at all.
     """
     start_jax()
     from samjax.predict import load
@@ -151,21 +160,26 @@ def _scores(args, sources, path) -> tuple[list, dict[str, list], list[str]]:
     sam, reports, refused = load(path, dtype=args.dtype, int8=args.int8), [], []
     prompts = [prompt for prompt in args.prompts if prompt in PROMPTS]
     others = {name: [] for name in protocols.NAMES if name in args.prompts}
-    jobs = [("", reports, partial(_score, args, sam, prompts))] if prompts else []
-    jobs += [(name, found, partial(protocols.score, name, sam, args.limit)) for name, found in others.items()]
-    for source, (name, found, job) in itertools.product(sources, jobs):
+    jobs = list(itertools.product(sources, [("", reports, partial(_score, args, sam, prompts))] if prompts else []))
+    jobs += itertools.product(sources, [(name, found, partial(protocols.score, name, sam, args.limit))
+                                        for name, found in others.items() if name != protocols.DETECTIONS])
+    if detected:
+        truths, results = detected
+        judge = partial(protocols.score_detections, sam, results, args.refine, args.limit)
+        jobs.append((truths, (protocols.DETECTIONS, others[protocols.DETECTIONS], judge)))
+    for source, (name, found, job) in jobs:
         try:
             with _meter(f"{source.name} {name}".strip()) as progress:
                 found.append(job(source, progress))
         except InputError as error:
-            if len(sources) * len(jobs) == 1:
+            if len(jobs) == 1:
                 raise
             refused.append(str(error))
             _say(str(error))
         else:
             for picture, reason in found[-1].failures:
                 _say(f"{source.name}: {picture}: {reason}")
-    if len(refused) == len(sources) * len(jobs):
+    if len(refused) == len(jobs):
         raise InputError("nothing could be scored")
     return reports, others, refused
 
@@ -183,7 +197,7 @@ def _score(args, sam, prompts, source, progress):
 
 
 def _settings(args) -> dict:
-    return {"points": args.points, "first": args.first, "box_noise": args.box_noise, "refine": args.refine,
+    return {"points": args.points, "first": args.first, "box_noise": args.box_noise, "refine": bool(args.refine),
             "seed": args.seed}
 
 

@@ -11,6 +11,7 @@ import importlib
 
 _HOMES = {
     "Mask": "records", "Part": "records", "Polygons": "records", "Record": "records", "Rle": "records",
+    "Instances": "instances", "Results": "results",
     "Pictures": "pictures", "Source": "sources", "Subset": "sources", "with_features": "sources",
     "open_source": "layouts", "Augment": "transforms", "check": "check", "make_pipeline": "pipeline",
 }

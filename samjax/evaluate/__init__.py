@@ -14,6 +14,7 @@ _HOMES = {
     "centre": "points", "next_point": "points", "score_points": "points",
     "score_edges": "edges", "outlines": "edges", "sam_edges": "edge_maps", "canny": "edge_maps",
     "score_proposals": "proposals", "average_recall": "proposals",
+    "score_detections": "detections", "DetectionReport": "detections",
     "noised": "boxes", "score_boxes": "boxes", "size_of": "boxes",
     "match": "everything", "score_everything": "everything",
     "Report": "report", "Row": "report", "embed": "scoring", "score": "scoring",

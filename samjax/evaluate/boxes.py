@@ -32,17 +32,26 @@ def score_boxes(ask: Ask, truths: Sequence[Crop], grid, boxes: Sequence | None =
 
     ask: given boxes (and mask_logits) as `Sam.segment` takes them, all masks of the decoder.
     truths: the objects, not empty. grid: `samjax.upscale.axes` of the picture. boxes: default the truths' own.
-    refine: a second round is fed, with the box, the logits of the most confident of the first one's masks (Segment
-    Anything, appendix D.4).
+    refine: a second round is fed, with the box, the logits of the most confident of the first one's masks, of the three
+    for ambiguous prompts (Segment Anything, appendix D.4).
 
     Returns for each object: box, the IoU of the single mask; box_predicted, the model's own estimate.
     """
     boxes = [truth.box for truth in truths] if boxes is None else boxes
+    return [{"box": iou(Upscaled(mask, grid), truth), "box_predicted": float(estimate)}
+            for mask, estimate, truth in zip(*answer_boxes(ask, boxes, refine), truths)]
+
+
+def answer_boxes(ask: Ask, boxes: Sequence, refine: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    """The single mask of each of n > 0 boxes: logits (n, H, W), and the model's estimates of its IoU (n,).
+
+    ask and refine: as of `score_boxes`.
+    """
     masks, predicted = ask(boxes=boxes)
     if refine:
-        masks, predicted = ask(boxes=boxes, mask_logits=masks[np.arange(len(boxes)), predicted.argmax(axis=1)])
-    return [{"box": iou(Upscaled(mask, grid), truth), "box_predicted": float(estimate)}
-            for mask, estimate, truth in zip(masks[:, 0], predicted[:, 0], truths)]
+        best = 1 + predicted[:, 1:].argmax(axis=1)
+        masks, predicted = ask(boxes=boxes, mask_logits=masks[np.arange(len(boxes)), best])
+    return masks[:, 0], predicted[:, 0]
 
 
 def _ordered(ends: np.ndarray, side: int) -> tuple[float, float]:

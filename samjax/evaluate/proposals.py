@@ -148,9 +148,11 @@ def match(proposals: Sequence[np.ndarray], scores: np.ndarray, objects: Sequence
     return Found(ranks, sizes, ious.max(axis=0, initial=0), areas, len(proposals))
 
 
-def overlaps(proposals: Sequence[np.ndarray], objects: Sequence[Mask]) -> np.ndarray:
+def overlaps(proposals: Sequence[np.ndarray], objects: Sequence[Mask],
+             crowds: Sequence[bool] | None = None) -> np.ndarray:
     """IoU (d, g), float64, of proposals (run lengths) with objects; 0 where both are empty.
 
+    crowds: bool (g,), default none: with these it is the share of the proposal that lies in them, as COCO has it.
     Memory: some numbers for each run of the proposals.
     """
     ious = np.zeros((len(proposals), len(objects)))
@@ -166,7 +168,7 @@ def overlaps(proposals: Sequence[np.ndarray], objects: Sequence[Mask]) -> np.nda
         below = np.interp(runs, bounds, covered)  # pixels of the object before each end: linear between its own
         inside = np.concatenate([[0], np.cumsum((below[:, 1] - below[:, 0]).round().astype(np.int64))])
         shared = inside[ends[1:]] - inside[ends[:-1]]
-        union = areas + mask.area() - shared
+        union = areas if crowds is not None and crowds[i] else areas + mask.area() - shared
         ious[:, i] = shared / np.maximum(union, 1)
     return ious
 

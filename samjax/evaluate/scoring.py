@@ -88,7 +88,8 @@ def score(sam: Sam, source: Source, prompts: Sequence[str] = PROMPTS,
     protocol = Protocol(tuple(prompts), **settings).check()
     places = spread(len(source), limit)
     report = Report(getattr(source, "name", "") or "data", protocol.names())
-    for done, (name, item) in enumerate(_encoded(sam, source, places, embeddings or {}), 1):
+    load = partial(_load, sam, source, embeddings or {})
+    for done, (name, item) in enumerate(_encoded(sam, places, load), 1):
         if isinstance(item, InputError):
             report.failures.append((name, str(item)))
         else:
@@ -105,7 +106,7 @@ def embed(sam: Sam, source: Source, limit: int | None = None) -> dict[str, Embed
     """Embeddings by record name, on the host, 4 MB each of SAM's. Pictures without objects or that cannot be read are
     left out."""
     return {name: Embedding(np.asarray(item.embedding.features), item.embedding.image_sizes)
-            for name, item in _encoded(sam, source, spread(len(source), limit), {})
+            for name, item in _encoded(sam, spread(len(source), limit), partial(_load, sam, source, {}))
             if isinstance(item, _Loaded) and item.embedding is not None}
 
 
@@ -118,20 +119,21 @@ class _Loaded:
     embedding: Embedding | None = None
 
 
-def _encoded(sam: Sam, source: Source, places: Sequence[int],
-             embeddings: Mapping[str, Embedding]) -> Iterator[tuple[str, _Loaded | InputError]]:
-    """Yields (name, objects and embedding), or what is wrong with the picture, for each place.
+def _encoded(sam: Sam, places: Sequence[int], load: Callable[[int], tuple[str, _Loaded | InputError]]
+             ) -> Iterator[tuple[str, _Loaded | InputError]]:
+    """Yields (name, objects and embedding), or what is wrong with the picture, for each place: what load(place) gives,
+    its pixels encoded.
 
     As many pictures are encoded at once as the devices take; the next ones are read meanwhile.
     """
     share = _batch_size() * jax.local_device_count()
     chunks = [places[start : start + share] for start in range(0, len(places), share)]
-    load = lambda chunk: [_load(sam, source, place, embeddings) for place in chunk]
+    load_all = lambda chunk: [load(place) for place in chunk]
     with ThreadPoolExecutor(1) as pool:
-        coming = pool.submit(load, chunks[0]) if chunks else None
+        coming = pool.submit(load_all, chunks[0]) if chunks else None
         for following in [*chunks[1:], None][: len(chunks)]:
             loaded = coming.result()
-            coming = pool.submit(load, following) if following else None
+            coming = pool.submit(load_all, following) if following else None
             fresh = [item for _, item in loaded if isinstance(item, _Loaded) and item.pixels is not None]
             _encode(sam, fresh, len(chunks[0]))
             yield from loaded
@@ -147,7 +149,7 @@ def _encode(sam: Sam, fresh: Sequence[_Loaded], size: int) -> None:
         item.embedding, item.pixels = made[i], None
 
 
-def _load(sam: Sam, source: Source, place: int, embeddings: Mapping) -> tuple[str, _Loaded | InputError]:
+def _load(sam: Sam, source: Source, embeddings: Mapping, place: int) -> tuple[str, _Loaded | InputError]:
     name = name_of(source, place)
     try:
         record = source[place]
