@@ -18,26 +18,33 @@ BINS = 10  # of the reliability curve
 
 
 def stratify(properties: Sequence[Mapping[str, float | None]], scores: Sequence[Mapping[str, float | None]],
-             names: Sequence[str], edges: Mapping[str, Sequence[float]] = EDGES) -> dict[str, list[dict]]:
+             names: Sequence[str], edges: Mapping[str, Sequence[float]] = EDGES,
+             estimates: Mapping[str, str] | None = None) -> dict[str, list[dict]]:
     """Means of scores in bins of each property.
 
     Args:
         properties, scores: one of each for an object; None or NaN is unknown.
         names: which scores.
         edges: by property, rising: a bin has its lower edge and not its upper one; the last has both.
+        estimates: of some scores the name of what the model says that they are: {"box": "box_predicted"}.
 
     Returns:
         By property a list of bins with objects in them: low, high (None: no end), objects, and for each name the mean
-        (None where it is unknown of all), and NAME_error, its standard error (None of fewer than two objects).
+        (None where it is unknown of all), and NAME_error, its standard error (None of fewer than two objects); for
+        each of the estimates ece_NAME, the expected calibration error of the bin's objects (see `reliability`; of a
+        few objects chance alone makes it large).
     """
-    values = {name: _array(score.get(name) for score in scores) for name in names}
+    estimates = estimates or {}
+    values = {name: _array(score.get(name) for score in scores) for name in {*names, *estimates, *estimates.values()}}
     found = {}
     for name, cuts in edges.items():
         own = _array(each.get(name) for each in properties)
         places = _bins(own, cuts)
         found[name] = [{"low": cuts[i], "high": cuts[i + 1] if np.isfinite(cuts[i + 1]) else None,
                         "objects": int((places == i).sum()),
-                        **{key: value for one in names for key, value in _mean(one, values[one][places == i]).items()}}
+                        **{key: value for one in names for key, value in _mean(one, values[one][places == i]).items()},
+                        **{f"ece_{one}": reliability(values[said][places == i], values[one][places == i])["ece"]
+                           for one, said in estimates.items()}}
                        for i in range(len(cuts) - 1) if (places == i).any()]
     return found
 

@@ -133,6 +133,22 @@ def test_strata_of_few():
     assert stratify([{"solidity": 1.0}], [{"a": math.nan}], ("a",))["solidity"] == [one]
 
 
+def test_calibration_in_bins():
+    random = np.random.default_rng(3)
+    sizes, actual, said = random.random((3, 60)).tolist()
+    said[7] = None
+    scores = [{"box": a, "box_predicted": b} for a, b in zip(actual, said)]
+    edges = {"size": (0, 0.3, 1)}
+    found = stratify([{"size": size} for size in sizes], scores, ("box",), edges, {"box": "box_predicted"})["size"]
+    for one, small in zip(found, (True, False), strict=True):
+        there = [i for i, size in enumerate(sizes) if (size < 0.3) == small]
+        assert one["objects"] == len(there) and "box_predicted" not in one
+        assert one["ece_box"] == reliability([said[i] for i in there], [actual[i] for i in there])["ece"]
+    plain, = stratify([{"size": 0.5}], [{"box": 0.5, "box_predicted": None}], ("box",), {"size": (0, 1)},
+                      {"box": "box_predicted"})["size"]
+    assert plain["ece_box"] is None
+
+
 def test_reliability():
     random = np.random.default_rng(2)
     predicted = [*(random.random(60) * 1.2 - 0.1).tolist(), 0.0, 1.0, 0.1, 0.3, None, math.nan, 0.5]
