@@ -22,26 +22,27 @@ import time
 
 import numpy as np
 import suite
+from records import failed, share
 
 PROMPTS = ("point", "point_oracle", "box", "everything")
 CONCEALED = ("camo_sample", "cleargrasp", "kvasir_polyp", "busi", "kolektorsdd", "magnetic_tile")
 MEASURES = ("mae", "s", "e", "wf")
 
 
-def main():
+def main() -> int:
     parser = suite.arguments(__doc__, "domains.json", images=10)
     parser.add_argument("--preset", choices=("fast", "paper", "dense"), help="of everything")
     parser.add_argument("--concealed", nargs="*", default=CONCEALED, help="sets that get the measures of such objects")
     args = parser.parse_args()
-    import samjax
-
-    record = suite.Record.open(args, preset=args.preset)
-    record.found["columns"] = list(PROMPTS)
-    sam = samjax.load(args.model)
-    suite.each_picture(args, record, lambda name, source, place: scores_of(
-        sam, source[place], args.preset, name in args.concealed))
-    record.write(**summed_up(record))
+    sets = suite.sets_of(args)
+    record = suite.record_of(args, sets, summed_up, preset=args.preset, concealed=sorted(args.concealed),
+                             columns=PROMPTS)
+    sam = suite.loaded(args.model)
+    suite.each_picture(sets, record, lambda name, source, place: scores_of(
+        sam(), source[place], args.preset, name in args.concealed), folder=args.datasets)
+    record.write()
     print(report(record.found))
+    return suite.ended(record)
 
 
 def scores_of(sam, record, preset: str | None, concealed: bool) -> dict:
@@ -84,16 +85,16 @@ def measures_of(sam, embedding, truths: list[np.ndarray], clicks, everything: li
             for name, answer in answers.items()}
 
 
-def summed_up(record: suite.Record) -> dict:
+def summed_up(found: dict) -> dict:
     """Means of each set and domain."""
     by_set, by_domain = {}, {}
-    for name, one in record.found["sets"].items():
-        pictures = [each for each in one["pictures"].values() if "failed" not in each]
+    for name, one in found["sets"].items():
+        pictures = [each for each in one["pictures"].values() if not failed(each)]
         scores = [scores for each in pictures for scores in each["objects"]]
         if not scores:
             continue
         means = {prompt: suite.number(suite.mean(column)) for prompt, column in zip(PROMPTS, zip(*scores))}
-        by_set[name] = {"domain": one["domain"], "pictures": len(pictures), "objects": len(scores), **means}
+        by_set[name] = {"domain": one["domain"], **share(one), "objects": len(scores), **means}
         with_measures = [each["measures"] for each in pictures if "measures" in each]
         if with_measures:
             by_set[name]["measures"] = {prompt: {key: suite.number(suite.mean(each[prompt][key] for each in
@@ -111,7 +112,7 @@ def report(found: dict) -> str:
     columns = lambda one: [suite.percent(one[prompt]) for prompt in PROMPTS]
     parts = [suite.table([[name, one["sets"], one["objects"], *columns(one)] for name, one in found["domains"].items()],
                          ["domain", "sets", "objects", "1 point", "oracle", "box", "everything"]),
-             suite.table([[name, one["pictures"], one["objects"], *columns(one)]
+             suite.table([[name, suite.part_of(one), one["objects"], *columns(one)]
                           for name, one in found["means"].items()],
                          ["set", "pictures", "objects", "1 point", "oracle", "box", "everything"])]
     concealed = [[f"{name}, {prompt}", *(suite.percent(one["measures"][prompt][key]) for key in MEASURES)]
@@ -121,4 +122,4 @@ def report(found: dict) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    suite.run(main)

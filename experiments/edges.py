@@ -3,9 +3,10 @@
     python experiments/edges.py DATASET [--images N] [--split val] [--methods model canny sobel] [--plot FILE.png]
 
 DATASET is a folder with a meta.json, or of images/ and masks/, whose mask pictures are one annotator's segmentation
-each. The result goes to experiments/results/edges.json after every picture, and a run that was stopped goes on where
-it was. --images takes that many pictures, evenly spread; 0 (default) takes all. The plot has the curves of precision
-over recall of all methods that are in the result.
+each. The record, experiments/results/edges.json, grows with each picture, and a stopped run goes on where it was; what
+is there is only summed up again. --images takes that many pictures, evenly spread; 0 (default) takes all. Where methods
+hold different pictures, each is also summed up over the pictures that all have. The plot has the curves of precision
+over recall of all methods that are in the record.
 
 Scoring is what takes the time where there are many edges: some 20 ms of one core for each threshold and annotator.
 
@@ -21,49 +22,57 @@ Canny .596, .645, .592, .731, within .012 of the paper's on its 200; Sobel, smoo
 smoothing was chosen among three on 16 train pictures. A picture takes MobileSAM 17 s on two cores.
 """
 
-import argparse
-import json
-import os
-import sys
 import time
 from functools import partial
 from pathlib import Path
 
 import numpy as np
+import suite
+from records import Record, count, failed
+from suite import number
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
 PAPER = {"canny": {"ods": 0.600, "ois": 0.640, "ap": 0.580}, "sobel": {"ods": 0.539},
          "SAM ViT-H": {"ods": 0.768, "ois": 0.786, "ap": 0.794, "r50": 0.928}}
+SHOWN = ("ods", "ois", "ap", "r50")
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def main() -> int:
+    parser = suite.common(suite.Parser(description=__doc__.splitlines()[0]), "edges.json", images=0)
     parser.add_argument("dataset", type=Path)
-    parser.add_argument("--images", type=int, default=0)
     parser.add_argument("--split")
     parser.add_argument("--methods", nargs="+", choices=("model", "canny", "sobel"),
                         default=["canny", "sobel", "model"])
-    parser.add_argument("--model", default="mobile_sam")
     parser.add_argument("--plot", type=Path)
-    parser.add_argument("--out", type=Path, default=ROOT / "experiments" / "results" / "edges.json")
     args = parser.parse_args()
     from samjax.data import open_source
-    from samjax.evaluate.proposals import spread
+    from samjax.evaluate import edges
 
-    record = json.loads(args.out.read_text()) if args.out.exists() else {"methods": {}}
     source = open_source(args.dataset, args.split)
-    places = spread(len(source), args.images or None)
-    for method in args.methods:
-        name, predict, made = prepared(method, args.model)
-        found = record["methods"].setdefault(name, {**made, "pictures": {}})
-        if found.get("sha256") != made.get("sha256"):
-            raise SystemExit(f"{args.out} has {name} with other weights: give another --out")
-        for place in places:
-            measure(args.out, record, found, predict, source, place)
-        print(name, json.dumps(found.get("summary")), flush=True)
+    settings = {"set": args.dataset.resolve().name, "split": args.split, "thresholds": edges.THRESHOLDS,
+                "tolerance": edges.TOLERANCE}
+    record = Record.open(args.out, {"settings": settings}, summed_up, groups="methods", redo=args.redo,
+                         upgrade=upgraded)
+    methods = [prepared(method, args.model) for method in args.methods]
+    for name, _, made in methods:
+        record.group(name, made, of=len(source))
+    for name, predict, _ in methods:
+        suite.each_picture([(name, source, suite.places_of(source, args.images))], record,
+                           partial(measured, predict), folder=args.dataset)
+    record.write()
+    print(report(record.found))
     if args.plot:
-        plot(args.plot, record["methods"])
+        plot(args.plot, record.found)
+    return suite.ended(record)
+
+
+def upgraded(found: dict) -> dict:
+    """A record as it is written now: older ones had other places for settings and summaries."""
+    methods = found.get("methods")
+    if isinstance(methods, dict) and "settings" not in found:
+        found["settings"] = {name: found.pop(name) for name in ("thresholds", "tolerance") if name in found}
+        for one in methods.values():
+            one.pop("summary", None)  # made anew
+    return found
 
 
 def prepared(method: str, model: str):
@@ -74,39 +83,19 @@ def prepared(method: str, model: str):
         return method, edge_maps.canny, {"sigma": edge_maps.CANNY_SIGMA, "low": edge_maps.CANNY_LOW}
     if method == "sobel":
         return method, edge_maps.sobel, {"sigma": edge_maps.SOBEL_SIGMA}
-    import samjax
-    from samjax import job
-    from samjax.weights import KNOWN, resolve
-
-    sha256 = KNOWN[model].sha256 if model in KNOWN else job.fingerprint(resolve(model))
-    made = {"model": model, "sha256": sha256, "points_per_side": edge_maps.POINTS, "nms": edge_maps.NMS}
-    loaded = []
-
-    def predict(pixels):
-        if not loaded:
-            loaded.append(samjax.load(model))
-        return edge_maps.sam_edges(loaded[0], pixels)
-
-    return (model if model in KNOWN else Path(model).name), predict, made
+    known, sam = suite.model_of(model), suite.loaded(model)
+    made = {"model": known["name"], "sha256": known["sha256"], "points_per_side": edge_maps.POINTS,
+            "nms": edge_maps.NMS}
+    return known["name"], lambda pixels: edge_maps.sam_edges(sam(), pixels), made
 
 
-def measure(out: Path, record: dict, found: dict, predict, source, place: int) -> None:
-    """One picture's counts, and the scores of all so far, into the record, if they are not there."""
+def measured(predict, name: str, source, place: int) -> dict:
+    """One picture's counts, and the seconds of its edges."""
     from samjax.evaluate import edges
-    from samjax.evaluate.made import commit, versions
 
-    name = source.item_name(place)
-    if name in found["pictures"]:
-        return
     seconds = []
     counts = edges.score_picture(partial(timed, predict, seconds), source, place)
-    found["pictures"][name] = {"seconds": round(seconds[0], 3), **counts.to_json()}
-    every = [edges.Counts.from_json(one) for one in found["pictures"].values()]
-    found["summary"] = {"pictures": len(every), **{key: round(value, 4) for key, value in edges.summary(every).items()},
-                        "median_seconds": float(np.median([one["seconds"] for one in found["pictures"].values()]))}
-    record |= {"paper": PAPER, "thresholds": edges.THRESHOLDS, "tolerance": edges.TOLERANCE,
-               "versions": versions(), "commit": commit()}
-    write(out, record)
+    return {"seconds": round(seconds[0], 3), **counts.to_json()}
 
 
 def timed(predict, seconds: list, pixels):
@@ -116,14 +105,57 @@ def timed(predict, seconds: list, pixels):
     return found
 
 
-def plot(path: Path, methods: dict) -> None:
+def counts_of(method: dict, names=None) -> list:
+    """Of all pictures that could be scored, or of those of these names."""
+    from samjax.evaluate.edges import Counts
+
+    return [Counts.from_json(one) for name, one in method["pictures"].items()
+            if not failed(one) and (names is None or name in names)]
+
+
+def summed_up(found: dict) -> dict:
+    """Each method's scores over its own pictures, and over those that all methods have."""
+    methods = {name: one for name, one in found["methods"].items() if count(one)}
+    shared = set.intersection(*({name for name, each in one["pictures"].items() if not failed(each)}
+                                for one in methods.values())) if methods else set()
+    summary = {name: {"pictures": count(one), "of": one.get("of"), **scores(counts_of(one)), "median_seconds": float(
+        np.median([each["seconds"] for each in one["pictures"].values() if not failed(each)]))}
+        for name, one in methods.items()}
+    common = {name: scores(counts_of(one, shared)) for name, one in methods.items()} if shared else {}
+    return {"paper": PAPER, "summary": summary, "common": {"pictures": len(shared), "methods": common}}
+
+
+def scores(counts: list) -> dict:
+    from samjax.evaluate import edges
+
+    return {key: number(value) for key, value in edges.summary(counts).items()}
+
+
+def differ(found: dict) -> bool:
+    """Whether the methods hold different pictures, so that only what they have in common compares."""
+    return any(one["pictures"] != found["common"]["pictures"] for one in found["summary"].values())
+
+
+def report(found: dict) -> str:
+    def row(name, one, pictures):
+        return [name, pictures, *("-" if one[key] is None else f"{one[key]:.3f}" for key in SHOWN)]
+
+    heading = ["pictures", "ODS", "OIS", "AP", "R50"]
+    parts = [suite.table([row(name, one, suite.part_of(one)) for name, one in found["summary"].items()],
+                         ["edges", *heading])]
+    if differ(found):
+        parts.append(suite.table([row(name, one, found["common"]["pictures"])
+                                  for name, one in found["common"]["methods"].items()],
+                                 ["the pictures that all have", *heading]))
+    return "\n\n".join(parts)
+
+
+def plot(path: Path, found: dict) -> None:
     """Precision over recall, with lines of equal F-measure."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
-
-    from samjax.evaluate.edges import Counts
 
     figure, axes = pyplot.subplots(figsize=(6, 6), layout="constrained")
     at = np.linspace(0.01, 1, 200)
@@ -131,11 +163,10 @@ def plot(path: Path, methods: dict) -> None:
         with np.errstate(divide="ignore", invalid="ignore"):
             other = f * at / (2 * at - f)
         axes.plot(at, np.where((other > 0) & (other <= 1), other, np.nan), color="0.85", linewidth=0.8)
-    for name, found in methods.items():
-        every = [Counts.from_json(one) for one in found["pictures"].values()]
+    for name, summary in found["summary"].items():
+        every = counts_of(found["methods"][name])
         total = sum(every[1:], every[0])
         there = total.found > 0
-        summary = found["summary"]
         line, = axes.plot(total.recall[there], total.precision[there],
                           label=f"{name} (ODS {summary['ods']:.3f}, OIS {summary['ois']:.3f}, AP {summary['ap']:.3f})")
         axes.plot(summary["ods_recall"], summary["ods_precision"], "o", color=line.get_color())
@@ -145,12 +176,5 @@ def plot(path: Path, methods: dict) -> None:
     figure.savefig(path, dpi=120)
 
 
-def write(path: Path, record: dict) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(record) + "\n")
-    os.replace(temporary, path)
-
-
 if __name__ == "__main__":
-    main()
+    suite.run(main)

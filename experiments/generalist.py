@@ -27,8 +27,8 @@ from pathlib import Path
 
 import numpy as np
 import peers
-import suite
-from tuned import compared, key, read
+import records
+from tuned import compared
 from weaknesses import objects_of
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -84,7 +84,7 @@ def main() -> None:
 
 def write(args, sets: dict, more: dict) -> None:
     record = {"sets": sets, "means": means(sets), **more, "versions": peers.versions(), "commit": commit()}
-    suite.write(args.results, record)
+    records.write(args.results, record)
     print(json.dumps(record["means"], indent=1))
 
 
@@ -100,8 +100,7 @@ def of_tensors(args) -> None:
         return
     tuned_on, natural, _ = kinds(args.datasets)
     seen = {path.name for path in tuned_on}
-    before, after = ({key(each): each for each in objects_of(read(path))} for path in args.scored)
-    found = compared([(before[place], each) for place, each in after.items() if place in before])["sets"]
+    found = compared(*(objects_of(records.load(path)) for path in args.scored))["sets"]
     percent = lambda one, when: {key: 100.0 * one[when][key] for key in KEYS} | {"objects": one["objects"]}
     sets = {name: row(name, percent(one, "before"), percent(one, "after"), natural,
                       "seen" if name in seen else "not seen") for name, one in found.items()}

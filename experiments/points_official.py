@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 import peers
 import suite
+from records import machine, write
 from scipy import ndimage
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -59,20 +60,20 @@ def main():
     times = sum(one["official_seconds"] for one in found.values()) / sum(one["seconds"] for one in found.values())
     worst = max(abs(gap) for one in found.values() for gap in one["difference"].values())
     print(f"{times:.1f} times the official speed; means differ by {worst:.3f} points at most")
-    suite.write(args.out, {"bars": BARS, "times": round(times, 2), "difference": worst, "versions": peers.versions(),
-                           "machine": suite.machine(), "commit": commit(), "sets": found})
+    write(args.out, {"bars": BARS, "times": round(times, 2), "difference": worst, "versions": peers.versions(),
+                     "machine": machine(), "commit": commit(), "sets": found})
 
 
 def records(args, name: str) -> list:
     """Some pictures of a set, with some of their objects."""
     from samjax.data import open_source
     from samjax.data.sources import LEAST
+    from samjax.evaluate.proposals import spread
 
     source = open_source(args.datasets / name, "val")
-    count = min(args.pictures, len(source))
     chosen = []
-    for i in range(count):
-        record = source[i * len(source) // count]
+    for place in spread(len(source), args.pictures):
+        record = source[place]
         record.objects = [mask for mask in record.objects if mask.area() >= LEAST]
         chosen.append(suite.some(record, args.objects))
     return [record for record in chosen if record.objects]

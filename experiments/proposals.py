@@ -4,8 +4,8 @@
 
 SET is a data set that `samjax.data.open_source` reads; with --images 0 all of its pictures are taken, else so many,
 evenly spread. Presets: `paper` (Segment Anything, appendix D.3: 64 x 64 points, no filters, NMS 0.9), `quick` (the same
-with 32 x 32), `default` (`Sam.everything` as it is). The result goes to experiments/results/proposals.json after every
-picture, and a run that was stopped goes on where it was.
+with 32 x 32), `default` (`Sam.everything` as it is). The record, experiments/results/proposals.json, grows with each
+picture, and a stopped run goes on where it was.
 
 The paper (LVIS, ViT-H): AR@1000 59.3; small 45.5, medium 81.6, large 86.9.
 
@@ -14,68 +14,69 @@ Result: `quick`, two pictures of each of six sets, 27 objects in all: AR@1000 of
 minutes.
 """
 
-import argparse
-import json
-import os
-import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
+import suite
+from records import Record, share
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
 
-
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def main() -> int:
+    parser = suite.common(suite.Parser(description=__doc__.splitlines()[0]), "proposals.json", images=5)
     parser.add_argument("sets", nargs="+", type=Path)
-    parser.add_argument("--presets", default="paper")
-    parser.add_argument("--images", type=int, default=5)
+    parser.add_argument("--presets", default="paper", help="with commas between them")
     parser.add_argument("--split", default="val")
-    parser.add_argument("--model", default="mobile_sam")
-    parser.add_argument("--out", type=Path, default=ROOT / "experiments" / "results" / "proposals.json")
     args = parser.parse_args()
-    from samjax import job
-    from samjax.evaluate.made import commit, versions
-    from samjax.weights import KNOWN, resolve
-
-    sha256 = KNOWN[args.model].sha256 if args.model in KNOWN else job.fingerprint(resolve(args.model))
-    record = json.loads(args.out.read_text()) if args.out.exists() else {"model": args.model, "sha256": sha256}
-    if record["sha256"] != sha256:
-        raise SystemExit(f"{args.out} is another model's: give another --out")
-    rows = record.setdefault("pictures", [])
-    for row in measured(args, {(row["set"], row["preset"], row["picture"]) for row in rows}):
-        rows.append(row)
-        record |= {"summary": summary(rows), "versions": versions(), "commit": commit()}
-        write(args.out, record)
-    for line in summary(rows):
-        print(json.dumps(line))
-
-
-def measured(args, done: set):
-    """A row for each picture and preset that is not done yet."""
-    import samjax
     from samjax.data import open_source
-    from samjax.evaluate.proposals import PRESETS, propose, spread
+    from samjax.errors import InputError
+    from samjax.evaluate.proposals import PRESETS
 
-    sam = samjax.load(args.model)
-    for folder in args.sets:
-        source = open_source(folder, args.split)
-        for preset in args.presets.split(","):
-            for place in spread(len(source), args.images or None):
-                name = source.item_name(place)
-                if (folder.name, preset, name) in done:
-                    continue
-                start = time.perf_counter()
-                found = propose(sam, source[place], PRESETS[preset])
-                seconds = time.perf_counter() - start
-                if found is None:
-                    continue
-                print(f"{folder.name:12} {name:32} {preset:8} {len(found.areas)} objects, {found.proposals} proposals, "
-                      f"{seconds:.1f} s", flush=True)
-                yield {"set": folder.name, "preset": preset, "picture": name, "seconds": round(seconds, 2),
-                       **to_json(found)}
+    presets = args.presets.split(",")
+    if unknown := set(presets) - set(PRESETS):
+        raise InputError(f"no preset is called {min(unknown)}: there are {', '.join(PRESETS)}")
+    sources = {folder.resolve().name: open_source(folder, args.split) for folder in args.sets}
+    record = Record.open(args.out, {"model": suite.model_of(args.model), "settings": {"split": args.split}}, summed_up,
+                         redo=args.redo, upgrade=upgraded)
+    sam, work = suite.loaded(args.model), [(name, preset) for name in sources for preset in presets]
+    for name, preset in work:
+        record.group(group_of(name, preset), {"set": name, "preset": preset, "settings": PRESETS[preset]},
+                     of=len(sources[name]))
+    for name, preset in work:
+        places = suite.places_of(sources[name], args.images)
+        suite.each_picture([(group_of(name, preset), sources[name], places)], record,
+                           partial(measured, sam, PRESETS[preset]))
+    record.write()
+    print(report(record.found))
+    return suite.ended(record)
+
+
+def group_of(name: str, preset: str) -> str:
+    """The record's entry of a set with a preset."""
+    return f"{name}, {preset}"
+
+
+def upgraded(found: dict) -> dict:
+    """A record as it is written now: older ones were one list of pictures of all sets and presets."""
+    if isinstance(found.get("pictures"), list) and "sha256" in found:
+        sets = {}
+        for row in found.pop("pictures"):
+            name, preset, picture = (row.pop(key) for key in ("set", "preset", "picture"))
+            one = sets.setdefault(group_of(name, preset), {"set": name, "preset": preset, "seconds": 0, "pictures": {}})
+            one["seconds"] = round(one["seconds"] + row["seconds"], 2)
+            one["pictures"][picture] = row
+        found |= {"model": {"name": found["model"], "sha256": found.pop("sha256")}, "settings": {}, "sets": sets}
+    return found
+
+
+def measured(sam, settings: dict, name: str, source, place: int) -> dict:
+    """What is found in one picture; nothing where it has no objects."""
+    from samjax.evaluate.proposals import propose
+
+    start = time.perf_counter()
+    found = propose(sam(), source[place], settings)
+    return {} if found is None else {"seconds": round(time.perf_counter() - start, 2), **to_json(found)}
 
 
 def to_json(found) -> dict:
@@ -99,31 +100,34 @@ def from_json(row: dict):
     return Found(ranks, sizes, np.array(row["best"]), np.array(row["areas"]), row["proposals"])
 
 
-def summary(rows: list[dict]) -> list[dict]:
+def summed_up(found: dict) -> dict:
     """Average recall in percent for each set and preset, over all of its objects."""
     from samjax.evaluate.proposals import LIMITS, SIZES, average_recall
 
     lines = []
-    for name, preset in dict.fromkeys((row["set"], row["preset"]) for row in rows):
-        part = [row for row in rows if (row["set"], row["preset"]) == (name, preset)]
-        found = [from_json(row) for row in part]
-        recall = average_recall(found)
-        lines.append({"set": name, "preset": preset, "pictures": len(part),
-                      "objects": sum(len(one.areas) for one in found),
-                      "proposals": round(float(np.mean([one.proposals for one in found])), 1),
-                      **{f"ar_{limit}": round(100 * recall["all"][i], 2) for i, limit in enumerate(LIMITS)},
-                      **{f"ar_1000_{size}": round(100 * recall[size][-1], 2) if np.isfinite(recall[size][-1]) else None
-                         for size in SIZES if size != "all"},
-                      "median_seconds": float(np.median([row["seconds"] for row in part]))})
-    return lines
+    for one in found["sets"].values():
+        rows = [row for row in one["pictures"].values() if "areas" in row]
+        if not rows:
+            continue
+        each = [from_json(row) for row in rows]
+        recall = average_recall(each)
+        in_percent = lambda value: suite.number(100 * value, 2)
+        lines.append({"set": one["set"], "preset": one["preset"], **share(one),
+                      "objects": sum(len(picture.areas) for picture in each),
+                      "proposals": round(float(np.mean([picture.proposals for picture in each])), 1),
+                      **{f"ar_{limit}": in_percent(recall["all"][i]) for i, limit in enumerate(LIMITS)},
+                      **{f"ar_1000_{size}": in_percent(recall[size][-1]) for size in SIZES if size != "all"},
+                      "median_seconds": float(np.median([row["seconds"] for row in rows]))})
+    return {"summary": lines}
 
 
-def write(path: Path, record: dict) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(record) + "\n")
-    os.replace(temporary, path)
+def report(found: dict) -> str:
+    keys = [key for key in dict.fromkeys(key for row in found["summary"] for key in row)
+            if key not in ("set", "preset", "pictures", "of")]
+    return suite.table([[row["set"], row["preset"], suite.part_of(row), *(row[key] for key in keys)]
+                        for row in found["summary"]],
+                       ["set", "preset", "pictures", *(key.replace("ar_", "AR@").replace("_", " ") for key in keys)])
 
 
 if __name__ == "__main__":
-    main()
+    suite.run(main)

@@ -13,24 +13,28 @@ eight pictures of the others): the sets' mean 41.1, 57.2, 62.4, 72.5 and 77.6 af
 the box, 66.2 from a noised one, 38.9 from a random point. Whole val splits: about 40 minutes on two idle cores.
 """
 
+from collections.abc import Sequence
+
 import suite
+from records import share
 
 COUNTS = (1, 2, 3, 5, 9)
 BOXES = ("box", "noised_box", "refined_box")
 NOISE = 0.1  # of the box's side: the standard deviation of its corners
 
 
-def main():
+def main() -> int:
     parser = suite.arguments(__doc__, "protocols.json", images=0)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=suite.whole, default=0)
     args = parser.parse_args()
-    import samjax
-
-    record = suite.Record.open(args, points=COUNTS, box_noise=NOISE, seed=args.seed)
-    sam = samjax.load(args.model)
-    suite.each_picture(args, record, lambda name, source, place: scores_of(sam, source[place], args.seed))
-    record.write(means=means(record), by_size=by_size(record))
+    sets = suite.sets_of(args)
+    record = suite.record_of(args, sets, summed_up, points=COUNTS, box_noise=NOISE, seed=args.seed)
+    sam = suite.loaded(args.model)
+    suite.each_picture(sets, record, lambda name, source, place: scores_of(sam(), source[place], args.seed),
+                       folder=args.datasets)
+    record.write()
     print(report(record.found))
+    return suite.ended(record)
 
 
 def scores_of(sam, record, seed: int) -> dict:
@@ -50,13 +54,31 @@ def scores_of(sam, record, seed: int) -> dict:
     return found
 
 
-def means(record: suite.Record) -> dict:
+def summed_up(found: dict) -> dict:
+    return {"means": means(found), "by_size": by_size(found)}
+
+
+def means(found: dict) -> dict:
     """By set the mean over objects of each score, and their number; last the mean of the sets'."""
-    found = {name: mean_of(list(one["pictures"].values())) for name, one in record.found["sets"].items()}
-    found = {name: one for name, one in found.items() if one}
-    keys = [key for key in next(iter(found.values()), {}) if key != "objects"]
-    total = {key: suite.number(suite.mean(one[key] for one in found.values())) for key in keys}
-    return found | {"mean of the sets": {"objects": sum(one["objects"] for one in found.values()), **total}}
+    own = {name: share(one) | mean_of(list(one["pictures"].values())) for name, one in found["sets"].items()}
+    own = {name: one for name, one in own.items() if "objects" in one}
+    total = {key: sum(one[key] for one in own.values()) for key in ("pictures", "objects")}
+    if own and all(one["of"] is not None for one in own.values()):
+        total["of"] = sum(one["of"] for one in own.values())
+    total |= {key: suite.number(suite.mean(one[key] for one in own.values()))
+              for key in scores_in(next(iter(own.values()), {})) if all(key in one for one in own.values())}
+    return own | {"mean of the sets": total}
+
+
+def scores_in(one: dict) -> list[str]:
+    """The names of the scores that a set has."""
+    return [key for key in one if key not in ("pictures", "of", "objects")]
+
+
+def tables_of(names: Sequence[str]) -> list[list[str]]:
+    """Scores that are shown together: points from the centre, from a random one, boxes."""
+    return [[name for name in names if name.startswith("point")],
+            [name for name in names if name.startswith("random")], [name for name in names if name in BOXES]]
 
 
 def mean_of(pictures: list[dict]) -> dict:
@@ -64,34 +86,33 @@ def mean_of(pictures: list[dict]) -> dict:
     pictures = [one for one in pictures if "point" in one]
     if not pictures:
         return {}
-    values = {key: [x for one in pictures for x in one[key]] for key in pictures[0] if key != "area"}
+    keys = [key for key in pictures[0] if key != "area" and all(key in one for one in pictures)]
+    values = {key: [x for one in pictures for x in one[key]] for key in keys}
     return {"objects": len(values["point"]), **{key: suite.number(suite.mean(each)) for key, each in values.items()}}
 
 
-def by_size(record: suite.Record) -> dict:
+def by_size(found: dict) -> dict:
     """From boxes, the mean over all sets' objects that COCO calls small, medium and large."""
     from samjax.evaluate import size_of
 
-    found = {size: {name: [] for name in BOXES} for size in ("small", "medium", "large")}
-    for picture in (one for each in record.found["sets"].values() for one in each["pictures"].values()):
+    values = {size: {name: [] for name in BOXES} for size in ("small", "medium", "large")}
+    for picture in (one for each in found["sets"].values() for one in each["pictures"].values()):
         for i, area in enumerate(picture.get("area", ())):
             for name in BOXES:
-                found[size_of(area)][name].append(picture[name][i])
-    return {size: {"objects": len(values["box"]), **{name: suite.number(suite.mean(each)) for name, each
-                                                    in values.items()}} for size, values in found.items()}
+                values[size_of(area)][name].append(picture[name][i])
+    return {size: {"objects": len(own["box"]), **{name: suite.number(suite.mean(each)) for name, each in own.items()}}
+            for size, own in values.items()}
 
 
 def report(found: dict) -> str:
     """A table for each way to begin, and one of boxes by size."""
-    names = [name for name in found["means"]["mean of the sets"] if name != "objects"]
-    parts = [[name for name in names if name.startswith("point")],
-             [name for name in names if name.startswith("random")], [name for name in names if name in BOXES]]
-    tables = [suite.table([[name, one["objects"], *(suite.percent(one[key]) for key in part)]
-                           for name, one in found["means"].items()], ["mean IoU", "objects", *part]) for part in parts]
+    tables = [suite.table([[name, suite.part_of(one), one["objects"], *(suite.percent(one[key]) for key in part)]
+                           for name, one in found["means"].items()], ["mean IoU", "pictures", "objects", *part])
+              for part in tables_of(scores_in(found["means"]["mean of the sets"]))]
     sizes = [[size, one["objects"], *(suite.percent(one[name]) for name in BOXES)]
              for size, one in found["by_size"].items()]
     return "\n\n".join([*tables, suite.table(sizes, ["mean IoU", "objects", *BOXES])])
 
 
 if __name__ == "__main__":
-    main()
+    suite.run(main)

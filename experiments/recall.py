@@ -24,6 +24,7 @@ from pathlib import Path
 
 import numpy as np
 import peers
+from records import write
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -101,13 +102,6 @@ def summary(rows: list[dict]) -> list[dict]:
                       "masks": sum(row["masks"] for row in part),
                       "median_seconds": statistics.median(row["seconds"] for row in part)})
     return found
-
-
-def write(path: Path, record: dict) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(record, indent=1) + "\n")
-    os.replace(temporary, path)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ Results that are not there are left out. Each experiment's file says at its top 
 not a part of the project. Needs matplotlib (the extra "plots"); seconds.
 """
 
-import argparse
 import ast
 import base64
 import html
@@ -17,15 +16,17 @@ import re
 import sys
 from pathlib import Path
 
+import records
 import report_sections
 import suite
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
-FIRST = ("domains", "weaknesses", "points", "boxes", "edges", "proposals", "resolution", "robustness", "tuned",
+FIRST = ("domains", "weaknesses", "protocols", "edges", "proposals", "resolution", "robustness", "tuned",
          "scores_val")
 TITLES = {"scores_val": "Scores beside the official code's", "speed_cpu": "Speed on a CPU",
-          "weaknesses": "Where it is weak", "everything_cpu": "Speed of everything on a CPU",
+          "weaknesses": "Where it is weak", "tuned": "Before and after fine-tuning",
+          "protocols": "1 to 9 points, and boxes", "everything_cpu": "Speed of everything on a CPU",
           "domains": "By domain and prompt", "resolution": "By input resolution",
           "robustness": "Under noise, blur, JPEG, brightness and contrast"}
 STYLE = """
@@ -54,14 +55,16 @@ pre { overflow-x: auto; background: var(--band); padding: .6rem; font-size: .8re
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = suite.Parser(description=__doc__.splitlines()[0])
     parser.add_argument("--results", type=Path, default=ROOT / "experiments" / "results")
     parser.add_argument("--worst", type=Path, default=ROOT / "out" / "worst")
     parser.add_argument("--out", type=Path, default=ROOT / "out" / "report.html")
     args = parser.parse_args()
-    found = {path.stem: suite.read(path) for path in sorted(args.results.glob("*.json"))}
+    from samjax.errors import InputError
+
+    found = {path.stem: records.read(path) for path in sorted(args.results.glob("*.json"))}
     if not found:
-        raise SystemExit(f"{args.results} holds no results")
+        raise InputError(f"{args.results} holds no results")
     order = sorted(found, key=lambda name: (FIRST.index(name) if name in FIRST else len(FIRST), name))
     text = page([(name, section(name, found[name], args.worst)) for name in order])
     args.out.parent.mkdir(parents=True, exist_ok=True)
@@ -110,15 +113,25 @@ def described(name: str) -> tuple[str, str]:
 
 def stamp(found: dict) -> str:
     """What it was made with, in one line."""
-    model, versions, machine = (found.get(key) for key in ("model", "versions", "machine"))
+    model, made = found.get("model"), found.get("made")
     words = [model if isinstance(model, str) else f"{model['name']} ({model['sha256'][:12]})" if isinstance(model, dict)
              and {"name", "sha256"} <= set(model) else ""]
-    words += [f"{key} {versions[key]}" for key in ("samjax", "jax") if isinstance(versions, dict) and key in versions]
-    words += [f"commit {found['commit'][:9]}" if isinstance(found.get("commit"), str) else ""]
-    words += [f"{machine['cores']} cores" if isinstance(machine, dict) and "cores" in machine else ""]
+    for one in made if isinstance(made, list) else [found]:
+        words.append(", ".join(each for each in by_what(one) if each))
     words += [f"{key} {value}" for key, value in found["settings"].items() if isinstance(value, (str, int, float))
               ] if isinstance(found.get("settings"), dict) else []
     return f'<p class="soft">{html.escape(" · ".join(word for word in words if word))}</p>' if any(words) else ""
+
+
+def by_what(one: dict) -> list[str]:
+    """Versions, commit and machine of a result, or of a part of its pictures."""
+    versions, machine = (one.get(key) for key in ("versions", "machine"))
+    words = [f"{key} {versions[key]}" for key in ("samjax", "jax") if isinstance(versions, dict) and key in versions]
+    words += [f"commit {one['commit'][:9]}" if isinstance(one.get("commit"), str) else ""]
+    words += [f"{machine['cores']} cores" if isinstance(machine, dict) and "cores" in machine else ""]
+    if isinstance(one.get("pictures"), int) and "versions" in one:
+        words.append(f"{one['pictures']:,} pictures" + (f" ({one['note']})" if "note" in one else ""))
+    return words
 
 
 def gallery(folder: Path) -> str:
@@ -136,4 +149,4 @@ def gallery(folder: Path) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    suite.run(main)

@@ -3,10 +3,16 @@
 import html
 from collections.abc import Iterator
 
+import edges as edges_of
+import proposals as proposals_of
+import protocols as protocols_of
 import report_plots as plots
+import suite
+import tuned as tuned_of
 
 PERCENT = ("point", "point_oracle", "box", "everything")
-LONG = {"versions", "machine", "model", "settings", "commit", "sets", "pictures", "rows", "columns", "worst", "seconds"}
+LONG = {"made", "versions", "machine", "model", "settings", "commit", "sets", "pictures", "rows", "columns", "worst",
+        "seconds"}
 TITLES = {"relative_area": "share of the picture, %", "contrast": "contrast of the boundary (CIELAB)",
           "solidity": "solidity (area / convex hull)", "thinness": "thinness (area / width²)"}
 
@@ -29,7 +35,7 @@ def shown(value) -> str:
 
 
 def percent(value: float | None) -> str:
-    return "–" if value is None else f"{100 * value:.1f}"
+    return "–" if value is None else f"{suite.percent(value):.1f}"
 
 
 def gallery(*figures: str) -> str:
@@ -52,11 +58,11 @@ def weaknesses(found: dict) -> Iterator[str]:
                     for name, one in found["reliability"].items() if one["bins"]))
     for name, bins in found["strata"].items():
         yield folded(f"Table: {TITLES.get(name, name)}", table(
-            ["bin", "objects", "1 point", "best of 3", "box", "says of point", "says of box"],
-            [[plots.between(one, scale.get(name, 1)), one["objects"], *(percent(one[key]) for key in (
-                "point", "point_oracle", "box", "point_predicted", "box_predicted"))] for one in bins]))
-    yield table(["set", "domain", "objects", "1 point", "best of 3", "box", "ECE, point", "ECE, box"],
-                [[name, one["domain"], one["objects"], *(percent(one[key]) for key in PERCENT[:3]),
+            ["bin", "objects", "1 point", "best of 3", "box", "says of point", "says of box", "ECE, point", "ECE, box"],
+            [[plots.between(one, scale.get(name, 1)), one["objects"], *(percent(one.get(key)) for key in (
+                *PERCENT[:3], "point_predicted", "box_predicted", "ece_point", "ece_box"))] for one in bins]))
+    yield table(["set", "domain", "pictures", "objects", "1 point", "best of 3", "box", "ECE, point", "ECE, box"],
+                [[name, one["domain"], suite.part_of(one), one["objects"], *(percent(one[key]) for key in PERCENT[:3]),
                   *map(percent, one["ece"].values())]
                  for name, one in sorted(found["means"].items(), key=lambda item: item[1]["box"])])
 
@@ -70,8 +76,8 @@ def domains(found: dict) -> Iterator[str]:
     yield table(["domain", "sets", "objects", "1 point", "best of 3", "box", "everything"],
                 [[name, one["sets"], one["objects"], *map(percent, scores(one).values())]
                  for name, one in found["domains"].items()])
-    yield table(["set", "domain", "objects", "1 point", "best of 3", "box", "everything"],
-                [[name, one["domain"], one["objects"], *map(percent, scores(one).values())]
+    yield table(["set", "domain", "pictures", "objects", "1 point", "best of 3", "box", "everything"],
+                [[name, one["domain"], suite.part_of(one), one["objects"], *map(percent, scores(one).values())]
                  for name, one in found["means"].items()])
     concealed = [[name, prompt, *(percent(values[key]) for key in ("mae", "s", "e", "wf"))]
                  for name, one in found["means"].items() for prompt, values in one.get("measures", {}).items()]
@@ -81,9 +87,10 @@ def domains(found: dict) -> Iterator[str]:
 
 
 def robustness(found: dict) -> Iterator[str]:
-    means, kinds = found.get("means"), found.get("strengths")
+    means = found.get("means")
     if not means:
         return
+    kinds = found["settings"]["strengths"]
     series = lambda prompt, kind: [means[prompt]["clean"], *(means[prompt][f"{kind} {i}"] for i in range(1, 6))]
     yield gallery(*(plots.lines({kind: series(prompt, kind) for kind in kinds}, ["clean", *"12345"],
                                 title=f"{plots.NAMES[prompt]}", xlabel="strength", ylabel="mean IoU, %", ylim=(0, 100))
@@ -91,6 +98,7 @@ def robustness(found: dict) -> Iterator[str]:
     yield table(["", "clean", *"12345"], [[f"{plots.NAMES[prompt]}, {kind}", *map(percent, series(prompt, kind))]
                                          for prompt in means for kind in kinds])
     yield table(["strength", *"12345"], [[kind, *values] for kind, values in kinds.items()])
+    yield table(["set", "pictures"], [[name, suite.part_of(one)] for name, one in found["shares"].items()])
 
 
 def resolution(found: dict) -> Iterator[str]:
@@ -106,13 +114,16 @@ def resolution(found: dict) -> Iterator[str]:
                 [[size, one["pictures"], one["objects"], *(percent(one[name]) for name in PERCENT[:3]),
                   one["seconds_encode"], one["seconds_object"]] for size, one in means.items()])
     sets = list(dict.fromkeys(name for one in means.values() for name in one["sets"]))
-    yield folded("Box, by set", table(["set", *sizes], [
-        [name, *(percent(one["sets"].get(name, {}).get("box")) for one in means.values())] for name in sets]))
+    most = lambda name: max((one["sets"][name] for one in means.values() if name in one["sets"]),
+                            key=lambda each: each["pictures"])
+    yield folded("Box, by set", table(["set", "pictures", *sizes], [
+        [name, suite.part_of(most(name)), *(percent(one["sets"].get(name, {}).get("box")) for one in means.values())]
+        for name in sets]))
 
 
 def protocols(found: dict) -> Iterator[str]:
-    means = found.get("means")
-    if not means:
+    means = protocols_of.means(found)["means"]
+    if len(means) == 1:  # that of no sets
         return
     total, counts = means["mean of the sets"], found["settings"]["points"]
     names = ["point" if count == 1 else f"point_{count}" for count in counts]
@@ -120,45 +131,74 @@ def protocols(found: dict) -> Iterator[str]:
               "best of 3": [total[f"{name}_oracle"] for name in names], "box": [total["box"]] * len(names)}
     yield gallery(plots.lines(series, [f"{count}" for count in counts], title="Mean of the sets' means",
                               xlabel="points", ylabel="mean IoU, %", ylim=(0, 100)))
-    for part in ("point", "random", ""):  # the rest: boxes
-        columns = [key for key in total if key != "objects" and (key.startswith(part) if part else "box" in key)]
-        yield table(["set", "objects", *(key.replace("_", " ").replace("oracle", "best of 3") for key in columns)],
-                    [[name, one["objects"], *(percent(one[key]) for key in columns)] for name, one in means.items()])
+    for columns in protocols_of.tables_of(protocols_of.scores_in(total)):
+        heading = [key.replace("_", " ").replace("oracle", "best of 3") for key in columns]
+        yield table(["set", "pictures", "objects", *heading],
+                    [[name, suite.part_of(one), one["objects"], *(percent(one[key]) for key in columns)]
+                     for name, one in means.items()])
     yield table(["size", "objects", "box", "noised box", "refined box"],
-                [[size, *one.values()][:2] + [percent(one[key]) for key in list(one)[1:]]
+                [[size, one["objects"], *(percent(one[key]) for key in protocols_of.BOXES)]
                  for size, one in found.get("by_size", {}).items()])
 
 
 def edges(found: dict) -> Iterator[str]:
-    from samjax.evaluate.edges import Counts
-
-    names, series = ("ods", "ois", "ap", "r50"), {}
-    for name, one in found["methods"].items():
-        every = [Counts.from_json(picture) for picture in one["pictures"].values()]
-        total, summary = sum(every[1:], every[0]), one["summary"]
+    found = edges_of.upgraded(found)
+    found |= edges_of.summed_up(found)
+    series, digits = {}, lambda one: [None if one.get(key) is None else f"{one[key]:.3f}" for key in edges_of.SHOWN]
+    for name, one in found["summary"].items():
+        every = edges_of.counts_of(found["methods"][name])
+        total = sum(every[1:], every[0])
         there = total.found > 0
-        series[name] = total.recall[there], total.precision[there], (summary["ods_recall"], summary["ods_precision"])
+        series[name] = total.recall[there], total.precision[there], (one["ods_recall"], one["ods_precision"])
+    heading = ["pictures", "ODS", "OIS", "AP", "R50"]
     yield gallery(plots.curves(series, title="Edges"))
-    yield table(["method", "pictures", "ODS", "OIS", "AP", "R50", "s a picture"], [
-        *([name, one["summary"]["pictures"], *(f"{one['summary'][key]:.3f}" for key in names),
-           one["summary"]["median_seconds"]] for name, one in found["methods"].items()),
-        *([f"{name}, published", None, *(f"{one[key]:.3f}" if key in one else None for key in names), None]
-          for name, one in found.get("paper", {}).items())])
+    yield table(["method", *heading, "s a picture"], [
+        *([name, suite.part_of(one), *digits(one), one["median_seconds"]] for name, one in found["summary"].items()),
+        *([f"{name}, published", None, *digits(one), None] for name, one in found["paper"].items())])
+    if edges_of.differ(found):
+        common = found["common"]
+        yield f"<p>The same, over the {common['pictures']:,} pictures that all of the methods have:</p>"
+        yield table(["method", *heading], [[name, common["pictures"], *digits(one)]
+                                           for name, one in common["methods"].items()])
 
 
 def proposals(found: dict) -> Iterator[str]:
-    rows = found.get("summary", [])
-    heading = list(dict.fromkeys(key for row in rows for key in row))
-    yield table([key.replace("_", " ").replace("ar ", "AR@") for key in heading],
-                [[row.get(key) for key in heading] for row in rows])
+    rows = proposals_of.summed_up(proposals_of.upgraded(found))["summary"]
+    names = [key for key in dict.fromkeys(key for row in rows for key in row)
+             if key not in ("set", "preset", "pictures", "of")]
+    yield table(["set", "preset", "pictures", *(key.replace("_", " ").replace("ar ", "AR@") for key in names)],
+                [[row["set"], row["preset"], suite.part_of(row), *(row[key] for key in names)] for row in rows])
+
+
+def tuned(found: dict) -> Iterator[str]:
+    titles = dict(zip(tuned_of.PAIRED, ("1 point", "best of 3", "box", "ECE, point", "ECE, box")))
+
+    def columns(rows: list) -> str:
+        """rows: of a name, how many objects, and both scores."""
+        names = [name for name in titles if any(name in before for _, _, before, _ in rows)]
+        heading = [titles[name] + when for name in names for when in ("", ", tuned")]
+        return table(["", "objects", *heading], [[first, objects, *(percent(one.get(name)) for name in names for one in
+                                                                    (before, after))]
+                                                 for first, objects, before, after in rows])
+
+    for name, model in found["models"].items():
+        yield f"<h3>{html.escape(name)}</h3>"
+        yield columns([(each, suite.part_of(one, "objects"), one["before"], one["after"])
+                       for each, one in model["sets"].items()])
+        for kind, bins in model["strata"]["before"].items():
+            scale, pairs = 100 if kind == "relative_area" else 1, zip(bins, model["strata"]["after"][kind])
+            yield folded(TITLES.get(kind, kind), columns([(plots.between(a, scale), a["objects"], a, b)
+                                                          for a, b in pairs]))
 
 
 def scores_val(found: dict) -> Iterator[str]:
     names = ("point", "point_oracle", "box")
-    yield table(["set", "objects", *(f"{plots.NAMES[name]}{who}" for name in names for who in ("", ", official")),
-                 "largest difference"],
-                [[name, one["objects"], *(f"{one[who][key]:.1f}" for key in names for who in ("ours", "official")),
-                  f"{one['worst_mean']:.3f}"] for name, one in found["sets"].items()])
+    yield table(["set", "pictures", "objects", *(f"{plots.NAMES[name]}{who}" for name in names
+                                                 for who in ("", ", official")), "means differ", "objects differ"],
+                [[name, suite.part_of(one), one["objects"], *(f"{one[who][key]:.1f}" for key in names
+                                                              for who in ("ours", "official")),
+                  f"{one['worst_mean']:.3f}", f"{one['worst_object']['difference']:.2f}"]
+                 for name, one in found["sets"].items()])
 
 
 def speed(found: dict) -> Iterator[str]:
@@ -215,6 +255,6 @@ def flat(values: dict) -> dict:
     return out
 
 
-KNOWN = {"weaknesses": weaknesses, "domains": domains, "robustness": robustness, "resolution": resolution,
-         "scores_val": scores_val, "edges": edges, "proposals": proposals, "protocols": protocols,
-         "speed_cpu": speed, "everything_cpu": speed}
+KNOWN = {"weaknesses": weaknesses, "tuned": tuned, "domains": domains, "robustness": robustness,
+         "resolution": resolution, "scores_val": scores_val, "edges": edges, "proposals": proposals,
+         "protocols": protocols, "speed_cpu": speed, "everything_cpu": speed}

@@ -17,6 +17,7 @@ Result (MobileSAM, --images 3 --objects 10, 200 objects): boxes are best at 1024
 error); the time is 0.07, 0.19, 0.64, 1 and 2.4.
 """
 
+import argparse
 import statistics
 import time
 
@@ -25,21 +26,33 @@ import suite
 SCORES = ("point", "point_oracle", "box")
 
 
-def main():
+def main() -> int:
     parser = suite.arguments(__doc__, "resolution.json", images=5)
-    parser.add_argument("--sizes", default="256,512,768,1024,1536", help="multiples of 16")
-    parser.add_argument("--objects", type=int, default=20, help="of a picture; 0: all")
+    parser.add_argument("--sizes", type=sizes, default="256,512,768,1024,1536", help="multiples of 16")
+    parser.add_argument("--objects", type=suite.whole, default=20, help="of a picture; 0: all")
     args = parser.parse_args()
-    import samjax
-
-    record = suite.Record.open(args, objects=args.objects)
-    record.found["columns"] = list(SCORES)
-    for size in map(int, args.sizes.split(",")):
-        sam, warm = samjax.load(args.model, image_size=size), set()
-        suite.each_picture(args, record, lambda name, source, place, sam=sam, warm=warm: scores_of(
-            sam, suite.some(source[place], args.objects), warm), part=f"{size} px, ")
-        record.write(means=means(record))
+    sets = suite.sets_of(args)
+    record = suite.record_of(args, sets, means, objects=args.objects, columns=SCORES)
+    for size in args.sizes:
+        sam, warm = suite.loaded(args.model, image_size=size), set()
+        suite.each_picture(sets, record, lambda name, source, place, sam=sam, warm=warm: scores_of(
+            sam(), suite.some(source[place], args.objects), warm), part_of(size), args.datasets)
+    record.write()
     print(report(record.found))
+    return suite.ended(record)
+
+
+def sizes(text: str) -> list[int]:
+    """For argparse."""
+    found = [int(each) if each.isascii() and each.isdigit() else 0 for each in text.split(",")]
+    if any(size <= 0 or size % 16 for size in found):
+        raise argparse.ArgumentTypeError(f"{text}: give multiples of 16 with commas between them, such as 512,1024")
+    return found
+
+
+def part_of(size: int) -> str:
+    """What the names of the pictures of a size begin with."""
+    return f"{size} px, "
 
 
 def scores_of(sam, record, warm: set) -> dict:
@@ -62,17 +75,18 @@ def scores_of(sam, record, warm: set) -> dict:
             "seconds_object": round((time.perf_counter() - encoded) / len(rows), 4)}
 
 
-def means(record: suite.Record) -> dict:
+def means(record: dict) -> dict:
     """By size the means of the sets' means over objects, medians of seconds, and the sets' own means."""
     found = {}
-    for name, one in record.found["sets"].items():
+    for name, one in record["sets"].items():
         for picture, each in one["pictures"].items():
             if each.get("objects"):
                 found.setdefault(int(picture.split(" px, ")[0]), {}).setdefault(name, []).append(each)
     table = {}
     for size, sets in sorted(found.items()):
-        own = {name: {score: suite.number(suite.mean(values)) for score, values in
-                      zip(SCORES, zip(*(row for each in pictures for row in each["objects"])))}
+        own = {name: {"pictures": len(pictures), "of": record["sets"][name].get("of"),
+                      **{score: suite.number(suite.mean(values)) for score, values in
+                         zip(SCORES, zip(*(row for each in pictures for row in each["objects"])))}}
                for name, pictures in sets.items()}
         everything = [each for pictures in sets.values() for each in pictures]
         table[str(size)] = {
@@ -80,7 +94,7 @@ def means(record: suite.Record) -> dict:
             "pictures": len(everything), "objects": sum(len(each["objects"]) for each in everything),
             **{key: round(statistics.median(each[key] for each in everything), 4)
                for key in ("seconds_encode", "seconds_object")}, "sets": own}
-    return table
+    return {"means": table}
 
 
 def report(found: dict) -> str:
@@ -91,4 +105,4 @@ def report(found: dict) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    suite.run(main)

@@ -14,28 +14,33 @@ strength; clicks 43.2 clean, 21.2 with the strongest noise, 21.4 with the least 
 """
 
 import suite
+from records import count, share
 
 PROMPTS = ("point", "box")
 CLEAN = "clean"
 
 
-def main():
+def main() -> int:
     parser = suite.arguments(__doc__, "robustness.json", images=3)
-    parser.add_argument("--objects", type=int, default=10, help="of a picture; 0: all")
+    parser.add_argument("--objects", type=suite.whole, default=10, help="of a picture; 0: all")
     parser.add_argument("--kinds", nargs="+", help="of corruption (default: all five)")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=suite.whole, default=0)
     args = parser.parse_args()
-    import samjax
+    from samjax.errors import InputError
     from samjax.evaluate.corruptions import STRENGTHS
 
     kinds = args.kinds or list(STRENGTHS)
-    record = suite.Record.open(args, objects=args.objects, kinds=kinds, seed=args.seed)
-    record.found["strengths"] = {kind: list(STRENGTHS[kind]) for kind in kinds}
-    sam = samjax.load(args.model)
-    suite.each_picture(args, record, lambda name, source, place: scores_of(
-        sam, suite.some(source[place], args.objects), kinds, args.seed))
-    record.write(means=means(record, kinds))
+    if unknown := set(kinds) - set(STRENGTHS):
+        raise InputError(f"no corruption is called {min(unknown)}: there are {', '.join(STRENGTHS)}")
+    sets = suite.sets_of(args)
+    record = suite.record_of(args, sets, means, objects=args.objects, kinds=kinds, seed=args.seed,
+                             strengths={kind: STRENGTHS[kind] for kind in kinds})
+    sam = suite.loaded(args.model)
+    suite.each_picture(sets, record, lambda name, source, place: scores_of(
+        sam(), suite.some(source[place], args.objects), kinds, args.seed), folder=args.datasets)
+    record.write()
     print(report(record.found))
+    return suite.ended(record)
 
 
 def scores_of(sam, record, kinds: list[str], seed: int) -> dict:
@@ -54,26 +59,28 @@ def scores_of(sam, record, kinds: list[str], seed: int) -> dict:
     return found
 
 
-def means(record: suite.Record, kinds: list[str]) -> dict:
+def means(record: dict) -> dict:
     """By prompt and condition the mean of the sets' means over objects."""
-    found = {}
+    found, kinds = {}, record["settings"]["kinds"]
     for prompt in PROMPTS:
         found[prompt] = {}
         for condition in [CLEAN, *(f"{kind} {strength}" for kind in kinds for strength in range(1, 6))]:
             sets = [suite.mean(value for each in one["pictures"].values() if condition in each
-                               for value in each[condition][prompt]) for one in record.found["sets"].values()]
+                               for value in each[condition][prompt]) for one in record["sets"].values()]
             found[prompt][condition] = suite.number(suite.mean(sets))
-    return found
+    return {"means": found, "shares": {name: share(one) for name, one in record["sets"].items() if count(one)}}
 
 
 def report(found: dict) -> str:
     rows = []
     for prompt, values in found["means"].items():
-        for kind in found["strengths"]:
+        for kind in found["settings"]["strengths"]:
             rows.append([f"{prompt}, {kind}", suite.percent(values[CLEAN]),
                          *(suite.percent(values[f"{kind} {strength}"]) for strength in range(1, 6))])
-    return suite.table(rows, ["mean IoU of the sets", CLEAN, *"12345"])
+    shares = [[name, suite.part_of(one)] for name, one in found["shares"].items()]
+    return "\n\n".join([suite.table(shares, ["set", "pictures"]),
+                        suite.table(rows, ["mean IoU of the sets", CLEAN, *"12345"])])
 
 
 if __name__ == "__main__":
-    main()
+    suite.run(main)

@@ -1,19 +1,18 @@
-"""What the experiments of the evaluation suite share: sets, pictures, and a record that is written as it grows.
+"""What the experiments of the evaluation suite share: sets and their pictures, options, tables, how they end.
 
-DATASETS holds a folder for each set, as `samjax.data.open_source` reads it. A record is a JSON file of what it was made
-with, and for each set what was found of each picture; a run that was stopped goes on where it was, and a run with
-other settings is refused.
+DATASETS holds a folder for each set, as `samjax.data.open_source` reads it. What is found of each picture goes to a
+record (records.py): a run that was stopped goes on where it was, and one with other settings is refused.
 """
 
 import argparse
-import json
-import os
-import re
 import sys
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from functools import cache
 from pathlib import Path
+
+import records
+from records import Record
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -32,13 +31,46 @@ def domain_of(name: str) -> str:
     return next((domain for domain, sets in DOMAINS.items() if name in sets), "other")
 
 
+class Parser(argparse.ArgumentParser):
+    """argparse whose errors are InputErrors: one line, without the usage."""
+
+    def error(self, message):
+        from samjax.errors import InputError
+
+        raise InputError(f"{message} (see --help)")
+
+
+def run(main: Callable[[], int | None]) -> None:
+    """Ends with main's status; with 2 and one line on stderr where the input is wrong."""
+    from samjax.errors import InputError
+
+    try:
+        status = main()
+    except InputError as error:
+        print("error:", *str(error).split(), file=sys.stderr)
+        status = 2
+    raise SystemExit(status)
+
+
+def whole(text: str) -> int:
+    """A number of 0 or more, for argparse."""
+    if not (text.isascii() and text.isdigit()):
+        raise argparse.ArgumentTypeError(f"{text} is no whole number of 0 or more")
+    return int(text)
+
+
 def arguments(doc: str, result: str, images: int | None = None) -> argparse.ArgumentParser:
-    """The options of all of them. images: default of --images."""
-    parser = argparse.ArgumentParser(description=doc.splitlines()[0])
+    """The options of all that take a folder of sets. images: default of --images."""
+    parser = Parser(description=doc.splitlines()[0])
     parser.add_argument("datasets", type=Path, help="a folder with a folder for each set")
     parser.add_argument("--sets", nargs="+", help="default: all that there are")
     parser.add_argument("--split", default="val")
-    parser.add_argument("--images", type=int, default=images, help="pictures of each set, evenly spread; 0: all")
+    return common(parser, result, images)
+
+
+def common(parser: argparse.ArgumentParser, result: str, images: int | None) -> argparse.ArgumentParser:
+    """The options of all that go picture by picture."""
+    parser.add_argument("--images", type=whole, default=images, help="pictures of each set, evenly spread; 0: all")
     parser.add_argument("--model", default="mobile_sam")
     parser.add_argument("--out", type=Path, default=RESULTS / result)
     parser.add_argument("--redo", action="store_true", help="forget what is recorded")
@@ -46,91 +78,36 @@ def arguments(doc: str, result: str, images: int | None = None) -> argparse.Argu
 
 
 def model_of(name: str) -> dict:
-    """What identifies a model: its name, architecture and the sha256 of its weights."""
+    """What identifies a model: its name, architecture and the sha256 of its weights. Raises InputError."""
     import convert
     from samjax import job
-    from samjax.errors import InputError
     from samjax.weights import KNOWN, resolve
 
-    try:
-        path = resolve(name)
-    except InputError as error:
-        raise SystemExit(str(error)) from None
+    path = resolve(name)
     sha256 = KNOWN[name].sha256 if name in KNOWN else job.fingerprint(path)
     return {"name": name if name in KNOWN else Path(name).name, "architecture": convert.read(path).config.name,
             "sha256": sha256}
 
 
-def read(path: Path) -> dict:
-    """A result of an experiment; ends the program with one line where it is none."""
-    try:
-        found = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise SystemExit(f"{path} cannot be read: {error}") from None
-    if not isinstance(found, dict):
-        raise SystemExit(f"{path} is no result of an experiment")
-    return found
+def loaded(name: str, **settings) -> Callable[[], object]:
+    """A function that gives the model, loaded at its first call: what is only summed up again needs none."""
+    @cache
+    def sam():
+        import samjax
+
+        return samjax.load(name, **settings)
+
+    return sam
 
 
-def load(path: Path) -> dict:
-    """What a record holds; ends the program with one line where it is none."""
-    found = read(path)
-    if "sets" not in found:
-        raise SystemExit(f"{path} is no record of an experiment on data sets")
-    return found
-
-
-@dataclass
-class Record:
-    """A result file. found: what is in it; found["sets"][set]["pictures"][picture] is what one picture gave."""
-
-    path: Path
-    found: dict = field(default_factory=dict)
-
-    @classmethod
-    def open(cls, args, **settings) -> "Record":
-        """The record at args.out, or a new one. Ends the program where that was made with another model or settings."""
-        stamp = {"model": model_of(args.model), "settings": {"split": args.split, **settings}}
-        record = cls(args.out)
-        if args.out.exists() and not args.redo:
-            record.found = load(args.out)
-            for key, value in json.loads(json.dumps(stamp)).items():
-                if record.found.get(key) != value:
-                    raise SystemExit(f"{args.out} was made with {key} {record.found.get(key)} and not {value}: give "
-                                     "--redo to replace it, or another --out")
-        record.found = {**stamp, "versions": {}, "commit": None, "sets": {}, **record.found}
-        return record
-
-    def pictures(self, name: str) -> dict:
-        """What was found of a set's pictures, by name."""
-        one = self.found["sets"].setdefault(name, {"domain": domain_of(name), "seconds": 0, "pictures": {}})
-        return one["pictures"]
-
-    def add(self, name: str, picture: str, found, seconds: float) -> None:
-        """Keeps what a picture gave, and writes the file."""
-        self.pictures(name)[picture] = found
-        one = self.found["sets"][name]
-        one["seconds"] = round(one["seconds"] + seconds, 2)
-        self.write()
-
-    def write(self, **more) -> None:
-        """more: further entries, such as tables made of the sets."""
-        from samjax.evaluate.made import commit, versions
-
-        self.found |= {"versions": versions(), "commit": commit(), "machine": machine(), **more}
-        sets = self.found.pop("sets")  # what is long comes last
-        self.found["sets"] = sets
-        write(self.path, self.found)
-
-
-def sets_of(args) -> Iterator[tuple[str, object, list[int]]]:
-    """Yields (name, source, places of the pictures) of the sets that have this split and are there."""
+def sets_of(args) -> list[tuple[str, object, list[int]]]:
+    """(name, source, places of the pictures) of the sets that have this split and are there. Raises InputError."""
     from samjax.data import open_source
     from samjax.errors import InputError
 
     if not args.datasets.is_dir():
-        raise SystemExit(f"{args.datasets}: no such folder")
-    names = args.sets or sorted(path.parent.name for path in args.datasets.glob("*/meta.json"))
+        raise InputError(f"{args.datasets}: no such folder")
+    names, found = args.sets or sorted(path.parent.name for path in args.datasets.glob("*/meta.json")), []
     for name in names:
         if not args.sets and name in WITHOUT_OBJECTS:
             continue
@@ -138,44 +115,83 @@ def sets_of(args) -> Iterator[tuple[str, object, list[int]]]:
             source = open_source(args.datasets / name, args.split)
         except InputError as error:
             if args.sets:
-                raise SystemExit(str(error)) from None
+                raise
             print(f"{name}: passed over: {error}", flush=True)
             continue
-        count = min(args.images or len(source), len(source))
-        yield name, source, [i * len(source) // count for i in range(count)]
+        found.append((name, source, places_of(source, args.images)))
+    if not found:
+        raise InputError(f"{args.datasets} holds no set with a meta.json and the split {args.split}")
+    return found
 
 
-def each_picture(args, record: Record, work: Callable, part: str = "") -> None:
-    """Calls work(set, source, place) for each picture that is not in the record, and records what it returns.
+def places_of(source, images: int | None) -> list[int]:
+    """Places of so many pictures (0: all), evenly spread, in an order in which the first ones, however many, are spread
+    evenly too: a stopped run leaves a fair sample."""
+    from samjax.evaluate.proposals import spread
 
-    A picture that cannot be scored is recorded as {"failed": why}. part: put before the pictures' names, where a
-    record has several things of each.
+    places = spread(len(source), images or None)
+    bits = len(places).bit_length()
+    backwards = lambda i: int(f"{(i << bits) // len(places):0{bits}b}"[::-1], 2)  # 0, 1/2, 1/4, 3/4, 1/8, ...
+    return [places[i] for i in sorted(range(len(places)), key=backwards)]
+
+
+def record_of(args, sets: Iterable, sums: Callable[[dict], dict], **settings) -> Record:
+    """The record at args.out with an entry for each of the sets. Raises InputError where it was made otherwise."""
+    record = Record.open(args.out, {"model": model_of(args.model), "settings": {"split": args.split, **settings}}, sums,
+                         redo=args.redo)
+    for name, source, _ in sets:
+        record.group(name, domain=domain_of(name), of=len(source))
+    return record
+
+
+def each_picture(sets: Iterable, record: Record, work: Callable, part: str = "", folder: Path | None = None) -> None:
+    """Calls work(set, source, place) for each picture that has given nothing yet, and records what it returns.
+
+    A picture that cannot be scored is recorded as {"failed": why}. sets: as of `sets_of`. part: put before the
+    pictures' names, where a record has several things of each. folder: not named in the record.
     """
     from samjax.errors import InputError
 
-    for name, source, places in sets_of(args):
-        start, fresh = time.perf_counter(), 0
+    for name, source, places in sets:
+        start, fresh, pictures = time.perf_counter(), 0, record.pictures(name)
+        if strange := {each for each in pictures if each.startswith(part)} - {part + each for each in source.names()}:
+            raise InputError(f"{record.path} has pictures of {name} that are not among those given, such as "
+                             f"{min(strange)}: give the same folder and --split, or another --out")
         for place in places:
             picture = part + source.item_name(place)
-            if picture in record.pictures(name):
+            if picture in pictures and not records.failed(pictures[picture]):
                 continue
             begin = time.perf_counter()
             try:
                 found = work(name, source, place)
-            except InputError as error:
-                found = {"failed": str(error).replace(str(args.datasets), "DATASETS")}
+            except (InputError, OSError) as error:
+                found = {"failed": reason(error, folder)}
             record.add(name, picture, found, time.perf_counter() - begin)
             fresh += 1
-        print(f"{part}{name}: {fresh} of {len(places)} pictures in {time.perf_counter() - start:.0f} s", flush=True)
+        print(f"{part}{name}: {fresh} new of {len(places)} pictures in {time.perf_counter() - start:.0f} s", flush=True)
 
 
-def some(record, count: int):
+def reason(error: Exception, folder: Path | None) -> str:
+    """Why a picture failed, without the folder of this machine."""
+    text = getattr(error, "strerror", None) or str(error)
+    return text if folder is None else text.replace(str(folder), "DATASETS")
+
+
+def ended(record: Record) -> int:
+    """Says what could not be scored; the exit status, 1 where there is something. A rerun tries it again."""
+    failures = record.failures()
+    if failures:
+        print(f"{len(failures)} pictures could not be scored:", *failures, sep="\n", file=sys.stderr)
+    return int(bool(failures))
+
+
+def some(record, number: int):
     """A source's record with at most so many of its objects, evenly spread (0: all)."""
     import dataclasses
 
-    objects = record.objects
-    number = min(count or len(objects), len(objects))
-    return dataclasses.replace(record, objects=[objects[i * len(objects) // number] for i in range(number)])
+    from samjax.evaluate.proposals import spread
+
+    return dataclasses.replace(record, objects=[record.objects[i] for i in spread(len(record.objects), number or None)])
 
 
 def percent(value: float | None) -> float | None:
@@ -188,31 +204,17 @@ def mean(values) -> float | None:
     return sum(values) / len(values) if values else None
 
 
-def machine() -> dict:
-    import platform
-
-    import jax
-
-    return {"system": platform.system(), "architecture": platform.machine(), "cores": os.cpu_count(),
-            "device": jax.devices()[0].device_kind}
-
-
-def write(path: Path, found) -> None:
-    """JSON by rename; lists of plain values are on one line."""
-    joined = lambda match: "[" + re.sub(r"\n *", " ", match[1]) + "]"
-    text = re.sub(r"\[\n *([^\[\]{}]*?)\n *\]", joined, json.dumps(found, indent=1, allow_nan=False))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text + "\n")
-    os.replace(temporary, path)
-
-
 def number(value: float | None, digits: int = 4) -> float | None:
     """Rounded; None for what is no number."""
     return None if value is None or value != value or abs(value) == float("inf") else round(float(value), digits)
 
 
-def table(rows: list[list], heading: list[str]) -> str:
+def part_of(one: dict, what: str = "pictures") -> str:
+    """"3 of 8" pictures (or objects) of a set; where "of" is not recorded, "3 of ?"."""
+    return f"{one[what]:,} of {'?' if one.get('of') is None else format(one['of'], ',')}"
+
+
+def table(rows: Sequence[Sequence], heading: Sequence[str]) -> str:
     """Text in columns, the first to the left; numbers with one decimal."""
     cells = [heading, *([cell if isinstance(cell, str) else "-" if cell is None else f"{cell:,}"
                          if isinstance(cell, int) else f"{cell:.1f}" for cell in row] for row in rows)]

@@ -5,9 +5,9 @@
 DATASETS holds a folder for each set, with a meta.json. Each object is scored from one click into its middle (the most
 confident of three masks, and the best) and from its box; its properties are those of `samjax.evaluate.properties`. The
 record, experiments/results/weaknesses.json, has a row for each object, the tables of `samjax.evaluate.strata` over all
-objects, reliability for each prompt, over all and by set, and the worst objects by the box's score: it leaves nothing
-to guess. Of these at most three are of a set and one of a picture. Their pictures, with truth and answer, go to
-out/worst (not a part of the project: the data are others').
+objects with the calibration error in each bin, reliability for each prompt, over all and by set, and the worst objects
+by the box's score: it leaves nothing to guess. Of these at most three are of a set and one of a picture. Their
+pictures, with truth and answer, go to out/worst (not a part of the project: the data are others').
 
 A stopped run goes on where it was; what is there is only summed up again. Of the 16 sets' validation parts, 309
 pictures with 2,400 objects, 13 minutes on two cores.
@@ -17,38 +17,47 @@ and 47, thin (area over twenty times the squared width) 3 and 21, ragged (solidi
 click's mask 43 points too much, of a box's 13.
 """
 
-import json
 import shutil
 import statistics
+from functools import partial
 from pathlib import Path
 
 import suite
+from records import share, write
+from report_plots import between
 
 SCORES = ("point", "point_oracle", "box", "point_predicted", "box_predicted")
 SHOWN = ("point", "point_oracle", "box")
 PROPERTIES = ("relative_area", "contrast", "solidity", "thinness")
+ESTIMATES = {"point": "point_predicted", "box": "box_predicted"}
 COLUMNS = ("object", "area", "x0", "y0", "x1", "y1", "click_x", "click_y", *PROPERTIES, *SCORES)
 
 
-def main():
+def main() -> int:
     parser = suite.arguments(__doc__, "weaknesses.json")
-    parser.add_argument("--worst", type=int, default=20, help="objects on the sheet; 0: none")
-    parser.add_argument("--of-a-set", type=int, default=3, help="at most so many of them")
+    parser.add_argument("--worst", type=suite.whole, default=20, help="objects on the sheet; 0: none")
+    parser.add_argument("--of-a-set", type=suite.whole, default=3, help="at most so many of them")
     parser.add_argument("--sheet", type=Path, default=suite.ROOT / "out" / "worst")
     args = parser.parse_args()
-    import samjax
-
-    record = suite.Record.open(args)
-    record.found["columns"] = list(COLUMNS)
-    sam = samjax.load(args.model)
-    suite.each_picture(args, record, lambda name, source, place: rows_of(sam, source[place]))
-    objects = objects_of(record)
-    if not objects:
-        raise SystemExit("nothing is scored yet")
-    record.write(**summed_up(objects), worst=worst(objects, args.worst, args.of_a_set))
+    if args.worst:
+        refuse(args.sheet)
+    sets = suite.sets_of(args)
+    record = suite.record_of(args, sets, partial(summed_up, number=args.worst, of_a_set=args.of_a_set), columns=COLUMNS)
+    sam = suite.loaded(args.model)
+    suite.each_picture(sets, record, lambda name, source, place: rows_of(sam(), source[place]), folder=args.datasets)
+    record.write()
     print(report(record.found))
     if args.worst:
-        draw(args, sam, record.found["worst"])
+        draw(args, sam(), record.found["worst"])
+    return suite.ended(record)
+
+
+def refuse(folder: Path) -> None:
+    """Raises InputError where the sheet would replace files that are not of an earlier one."""
+    from samjax.errors import InputError
+
+    if folder.exists() and not (folder.is_dir() and ((folder / "worst.json").is_file() or not any(folder.iterdir()))):
+        raise InputError(f"{folder} holds other files than a sheet of worst objects: give another --sheet")
 
 
 def rows_of(sam, record) -> list[list]:
@@ -65,29 +74,29 @@ def rows_of(sam, record) -> list[list]:
              *(suite.number(row.scores[name]) for name in SCORES)] for row, one in zip(found, seen, strict=True)]
 
 
-def objects_of(record: suite.Record) -> list[dict]:
-    """Everything in the record as dicts, with set and picture."""
-    return [{"set": name, "picture": picture, **dict(zip(COLUMNS, row))}
-            for name, one in record.found["sets"].items() for picture, rows in one["pictures"].items()
+def objects_of(found: dict) -> list[dict]:
+    """Everything in a record as dicts, with set and picture."""
+    return [{"set": name, "picture": picture, **dict(zip(found["settings"].get("columns", COLUMNS), row))}
+            for name, one in found["sets"].items() for picture, rows in one["pictures"].items()
             if isinstance(rows, list) for row in rows]
 
 
-def summed_up(objects: list[dict]) -> dict:
-    """Tables over all objects, and the means of each set."""
+def summed_up(found: dict, number: int, of_a_set: int) -> dict:
+    """Tables over all objects, the means of each set, and the worst objects."""
     from samjax.evaluate import reliability, stratify
 
     def calibration(chosen):
-        return {name: rounded(reliability([each[f"{name}_predicted"] for each in chosen],
-                                          [each[name] for each in chosen])) for name in ("point", "box")}
+        return {name: rounded(reliability([each[said] for each in chosen], [each[name] for each in chosen]))
+                for name, said in ESTIMATES.items()}
 
-    by_set = {}
+    objects, by_set = objects_of(found), {}
     for each in objects:
         by_set.setdefault(each["set"], []).append(each)
-    means = {name: {"domain": suite.domain_of(name), "objects": len(own), **{
+    means = {name: {"domain": suite.domain_of(name), **share(found["sets"][name]), "objects": len(own), **{
         score: suite.number(statistics.fmean(each[score] for each in own)) for score in SHOWN},
         "ece": {prompt: one["ece"] for prompt, one in calibration(own).items()}} for name, own in by_set.items()}
-    return {"objects": len(objects), "strata": rounded(stratify(objects, objects, SCORES)),
-            "reliability": calibration(objects), "means": means}
+    return {"objects": len(objects), "strata": rounded(stratify(objects, objects, SCORES, estimates=ESTIMATES)),
+            "reliability": calibration(objects), "means": means, "worst": worst(objects, number, of_a_set)}
 
 
 def rounded(value):
@@ -98,12 +107,12 @@ def rounded(value):
     return round(value, 5) if isinstance(value, float) else value
 
 
-def worst(objects: list[dict], count: int, of_a_set: int) -> list[dict]:
+def worst(objects: list[dict], number: int, of_a_set: int) -> list[dict]:
     """Those with the lowest IoU from their box: one of a picture, and not more than so many of a set."""
     chosen, pictures, sets = [], set(), {}
     for each in sorted(objects, key=lambda each: (each["box"], -each["area"])):
         picture = each["set"], each["picture"]
-        if len(chosen) < count and picture not in pictures and sets.get(each["set"], 0) < of_a_set:
+        if len(chosen) < number and picture not in pictures and sets.get(each["set"], 0) < of_a_set:
             chosen.append(each)
             pictures.add(picture)
             sets[each["set"]] = sets.get(each["set"], 0) + 1
@@ -111,14 +120,16 @@ def worst(objects: list[dict], count: int, of_a_set: int) -> list[dict]:
 
 
 def report(found: dict) -> str:
-    percent = lambda one: [None if one[name] is None else 100 * one[name] for name in SHOWN]
-    parts = [suite.table([[name, one["objects"], *percent(one), *(100 * (ece or 0) for ece in one["ece"].values())]
+    heading = ["objects", "1 point", "oracle", "box", "ECE point", "ECE box"]
+    scores = lambda one: [suite.percent(one[name]) for name in SHOWN]
+    parts = [suite.table([[name, suite.part_of(one), one["objects"], *scores(one),
+                           *map(suite.percent, one["ece"].values())]
                           for name, one in sorted(found["means"].items(), key=lambda item: item[1]["box"])],
-                         ["set", "objects", "1 point", "oracle", "box", "ECE point", "ECE box"])]
+                         ["set", "pictures", *heading])]
     for name, bins in found["strata"].items():
-        rows = [[f"{one['low']:g} to {'any' if one['high'] is None else format(one['high'], 'g')}", one["objects"],
-                 *percent(one)] for one in bins]
-        parts.append(suite.table(rows, [name, "objects", "1 point", "oracle", "box"]))
+        rows = [[between(one), one["objects"], *scores(one), *(suite.percent(one[f"ece_{prompt}"]) for prompt in
+                                                              ESTIMATES)] for one in bins]
+        parts.append(suite.table(rows, [name, *heading]))
     parts += [f"{name}: ECE {100 * one['ece']:.1f}, bias {100 * one['bias']:+.1f}" for name, one in
               found["reliability"].items() if one["ece"] is not None]
     return "\n\n".join(parts)
@@ -140,7 +151,7 @@ def draw(args, sam, chosen: list[dict]) -> None:
         file = f"{rank:02}_{each['set']}.jpg"
         worst_sheet.panel(sam, record, each).save(temporary / file, quality=88)
         listed.append({"file": file, **each})
-    (temporary / "worst.json").write_text(json.dumps(listed, indent=1) + "\n")
+    write(temporary / "worst.json", listed)
     worst_sheet.sheet([(temporary / each["file"], worst_sheet.caption(each)) for each in listed]).save(
         temporary / "sheet.png")
     shutil.rmtree(args.sheet, ignore_errors=True)
@@ -149,4 +160,4 @@ def draw(args, sam, chosen: list[dict]) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    suite.run(main)
