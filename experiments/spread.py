@@ -4,10 +4,12 @@
 
 Hardware: 2 CPU cores that count as eight devices (a host cannot hold eight copies of the whole model's work in
 reasonable time: 2.5 GB of parameters each), so the model is ViT-H at a smaller depth and picture: its width, heads,
-windows, one global block, its whole decoder; random parameters. No result is recorded yet.
+windows, one global block, its whole decoder; random parameters.
 
 Each device encodes a picture and decodes two prompts in it. One device does the same for all pictures, one after the
 other. The largest differences are relative to the largest value.
+
+Result: no difference at all, by mesh and by pmap; the second call compiles nothing.
 """
 
 import argparse

@@ -180,15 +180,17 @@ def test_a_whole_run_and_its_second(tmp_path, monkeypatch, capsys):
     """protocols.py with a stand-in for the model's scores."""
     import protocols
 
+    from samjax.evaluate.points import score_name
+
     one_set(tmp_path)
     one_set(tmp_path, "other", split="train")  # has no val split
     monkeypatch.setattr(suite, "model_of", lambda name: MODEL)
     monkeypatch.setattr(suite, "loaded", lambda name: lambda: "model")
-    names = [*protocols.OTHERWISE, *protocols.OTHERWISE.values(), *(
-        f"point_{count}{which}" for count in protocols.COUNTS[1:] for which in ("", "_oracle"))]
+    names = [*protocols.BOXES, *(f"{first}{score_name(count)}{which}" for first in ("", "random_")
+                                 for count in protocols.COUNTS for which in ("", "_oracle"))]
     asked = []
     monkeypatch.setattr(protocols, "scores_of", lambda sam, record, seed: asked.append(record.name) or {
-        name: [0.5] * len(record.objects) for name in names})
+        "area": [mask.area() for mask in record.objects], **{name: [0.5] * len(record.objects) for name in names}})
     out = tmp_path / "record.json"
     for images, new in ((2, 2), (2, 0), (0, 1)):
         asked.clear()
@@ -197,6 +199,7 @@ def test_a_whole_run_and_its_second(tmp_path, monkeypatch, capsys):
     found = json.loads(out.read_text())
     assert found["means"]["one"]["pictures"] == found["means"]["one"]["of"] == 3 and set(found["sets"]) == {"one"}
     said = capsys.readouterr().out
+    assert found["by_size"]["small"] == {"objects": 3, **dict.fromkeys(protocols.BOXES, 0.5)}
     assert "other: passed over" in said and "2 of 3" in said and "3 of 3" in said
     monkeypatch.setattr("sys.argv", ["x", str(tmp_path), "--out", str(out), "--seed", "1"])
     with pytest.raises(InputError, match="was made with seed 0 and not 1"):
