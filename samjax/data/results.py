@@ -5,7 +5,6 @@ import json
 import os
 from collections import Counter
 from collections.abc import Sequence
-from math import isfinite
 
 import numpy as np
 
@@ -109,7 +108,7 @@ def _detection(entry, where: str) -> tuple[Id, Id, list[float], float]:
 
 
 def _is_number(value) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and isfinite(value)
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and -1e300 < value < 1e300
 
 
 def _short(value) -> str:

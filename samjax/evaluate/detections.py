@@ -138,7 +138,7 @@ def score_detections(sam: Sam, truths: Instances, results: Results, refine: bool
             (pictures done, pictures) after each.
 
     All pictures of the file count, those without objects too; pictures without detections are not read. Memory: a
-    picture's masks as run lengths; of all pictures some 100 bytes a detection.
+    picture's masks as run lengths; of all pictures less than a kilobyte a detection.
 
     Returns a `DetectionReport`. Pictures that cannot be read are among its failures, and their objects do not count.
     Raises InputError: a limit below 1, no objects.
@@ -181,10 +181,9 @@ def score_picture(sam: Sam, scene: Scene, results: Results, embedding: Embedding
                                             crowds[columns], category in scene.open_ended)
         near = box_overlaps(results.boxes[places][rows], boxes[columns])
         for k, i in enumerate(columns):
-            best = int(near[:, k].argmax()) if len(rows) else -1
-            meant = best >= 0 and near[best, k] >= NEAR
-            targets[i] = Target(scene.instances[i].id, category, object_areas[i],
-                                *((places[rows[best]], near[best, k], ious[best, k]) if meant else ()))
+            best = _meant(near[:, k])
+            its = () if best is None else (places[rows[best]], near[best, k], ious[best, k])
+            targets[i] = Target(scene.instances[i].id, category, object_areas[i], *its)
     rows = [_row(results, answer, area) for answer, area in zip(answers, areas.tolist())]
     return Found(scene.id, matches, rows, [targets[i] for i in np.flatnonzero(~crowds)])
 
@@ -238,6 +237,11 @@ def _row(results: Results, answer: Answer, area: int) -> list:
 def _target_row(target: Target) -> list:
     ious = [None if value is None else number(value) for value in (target.box_iou, target.iou)]
     return [target.id, target.category, number(target.area), target.detection, *ious]
+
+
+def _meant(near: np.ndarray) -> int | None:
+    """Which of some boxes means an object, near (n,) being their IoU with its own; of equals the first."""
+    return int(near.argmax()) if near.max(initial=0) >= NEAR else None
 
 
 def _where(categories: Sequence[Id], category: Id) -> list[int]:

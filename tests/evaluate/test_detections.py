@@ -347,7 +347,8 @@ ENTRY = {"image_id": 3, "category_id": 1, "bbox": [5, 5, 40, 30], "score": 0.5}
     ([ENTRY | {"bbox": [1, 2, 3, float("nan")]}], "finite"), ([ENTRY | {"bbox": ["a", 2, 3, 4]}], "finite"),
     ([ENTRY, ENTRY | {"bbox": [5, 5, 0, 9]}], "entry 1 (from 0) has the bbox [5, 5, 0, 9], which is empty"),
     ([ENTRY | {"bbox": [5, 5, 9, -1]}], "empty"), ([ENTRY | {"bbox": [500, 5, 9, 9]}], "outside"),
-    ([ENTRY | {"score": float("nan")}], "score NaN"), ([ENTRY | {"score": "high"}], "score \"high\"")])
+    ([ENTRY | {"score": 10**400}], "finite"), ([ENTRY | {"score": float("nan")}], "score NaN"),
+    ([ENTRY | {"score": "high"}], "score \"high\"")])
 def test_results_that_are_wrong(folder, tmp_path, content, words):
     path = tmp_path / "wrong.json"
     path.write_text(content if isinstance(content, str) else json.dumps(content))
