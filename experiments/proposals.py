@@ -36,7 +36,10 @@ def main() -> int:
     presets = args.presets.split(",")
     if unknown := set(presets) - set(PRESETS):
         raise InputError(f"no preset is called {min(unknown)}: there are {', '.join(PRESETS)}")
-    sources = {folder.resolve().name: open_source(folder, args.split) for folder in args.sets}
+    folders = {folder.resolve().name: folder for folder in args.sets}
+    if len(folders) < len(args.sets):
+        raise InputError("two of the sets have the same name: give each an --out of its own")
+    sources = {name: open_source(folder, args.split) for name, folder in folders.items()}
     record = Record.open(args.out, {"model": suite.model_of(args.model), "settings": {"split": args.split}}, summed_up,
                          redo=args.redo, upgrade=upgraded)
     sam, work = suite.loaded(args.model), [(name, preset) for name in sources for preset in presets]
@@ -46,7 +49,7 @@ def main() -> int:
     for name, preset in work:
         places = suite.places_of(sources[name], args.images)
         suite.each_picture([(group_of(name, preset), sources[name], places)], record,
-                           partial(measured, sam, PRESETS[preset]))
+                           partial(measured, sam, PRESETS[preset]), folder=folders[name])
     record.write()
     print(report(record.found))
     return suite.ended(record)
