@@ -122,7 +122,7 @@ def resolution(found: dict) -> Iterator[str]:
 
 
 def protocols(found: dict) -> Iterator[str]:
-    means = protocols_of.means(found)["means"]
+    means = protocols_of.means(found)
     if len(means) == 1:  # that of no sets
         return
     total, counts = means["mean of the sets"], found["settings"]["points"]
@@ -136,9 +136,11 @@ def protocols(found: dict) -> Iterator[str]:
         yield table(["set", "pictures", "objects", *heading],
                     [[name, suite.part_of(one), one["objects"], *(percent(one[key]) for key in columns)]
                      for name, one in means.items()])
-    yield table(["size", "objects", "box", "noised box", "refined box"],
-                [[size, one["objects"], *(percent(one[key]) for key in protocols_of.BOXES)]
-                 for size, one in found.get("by_size", {}).items()])
+    sizes = {size: one for size, one in protocols_of.by_size(found).items() if one["objects"]}
+    if sizes:
+        yield table(["size", "objects", "box", "noised box", "refined box"],
+                    [[size, one["objects"], *(percent(one[key]) for key in protocols_of.BOXES)]
+                     for size, one in sizes.items()])
 
 
 def edges(found: dict) -> Iterator[str]:

@@ -204,3 +204,12 @@ def test_a_whole_run_and_its_second(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["x", str(tmp_path), "--out", str(out), "--seed", "1"])
     with pytest.raises(InputError, match="was made with seed 0 and not 1"):
         protocols.main()
+    pytest.importorskip("matplotlib")
+    import report_sections
+
+    page = "".join(report_sections.protocols(found))
+    assert page.count("<table>") == 4 and "3 of 3" in page and "refined box" in page
+    for each in found["sets"]["one"]["pictures"].values():  # as older pictures are
+        for key in ("refined_box", "area"):
+            each.pop(key)
+    assert "".join(report_sections.protocols(found)).count("<table>") == 3
