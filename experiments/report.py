@@ -22,11 +22,12 @@ import suite
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
-FIRST = ("domains", "weaknesses", "protocols", "edges", "proposals", "resolution", "robustness", "tuned",
+FIRST = ("domains", "weaknesses", "protocols", "detections", "edges", "proposals", "resolution", "robustness", "tuned",
          "scores_val")
 TITLES = {"scores_val": "Scores beside the official code's", "speed_cpu": "Speed on a CPU",
           "weaknesses": "Where it is weak", "tuned": "Before and after fine-tuning",
-          "protocols": "1 to 9 points, and boxes", "everything_cpu": "Speed of everything on a CPU",
+          "protocols": "1 to 9 points, and boxes", "detections": "Instance segmentation from true boxes",
+          "everything_cpu": "Speed of everything on a CPU",
           "domains": "By domain and prompt", "resolution": "By input resolution",
           "robustness": "Under noise, blur, JPEG, brightness and contrast"}
 STYLE = """

@@ -3,6 +3,7 @@
 import html
 from collections.abc import Iterator
 
+import detections as detections_of
 import edges as edges_of
 import proposals as proposals_of
 import protocols as protocols_of
@@ -143,6 +144,12 @@ def protocols(found: dict) -> Iterator[str]:
                      for size, one in sizes.items()])
 
 
+def detections(found: dict) -> Iterator[str]:
+    yield table(["boxes", "pictures", "objects", *(key.replace("_", " ") for key in detections_of.SHOWN)], [
+        [name, one["pictures"], one["objects"], *(percent(one["summary"][key]) for key in detections_of.SHOWN)]
+        for name, one in found["runs"].items()])
+
+
 def edges(found: dict) -> Iterator[str]:
     found = edges_of.upgraded(found)
     found |= edges_of.summed_up(found)
@@ -259,4 +266,4 @@ def flat(values: dict) -> dict:
 
 KNOWN = {"weaknesses": weaknesses, "tuned": tuned, "domains": domains, "robustness": robustness,
          "resolution": resolution, "scores_val": scores_val, "edges": edges, "proposals": proposals,
-         "protocols": protocols, "speed_cpu": speed, "everything_cpu": speed}
+         "protocols": protocols, "detections": detections, "speed_cpu": speed, "everything_cpu": speed}
