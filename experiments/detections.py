@@ -1,17 +1,18 @@
-"""Instance segmentation from the boxes of a perfect and of a careless detector: what a model's masks leave of their AP.
+"""Instance segmentation from the boxes of a perfect and of a careless detector: what a model's masks recall.
 
     python experiments/detections.py ANNOTATIONS.json [--images DIR] [--limit 0] [--model mobile_sam]
 
 ANNOTATIONS.json is COCO's or LVIS's. No detector runs: the boxes are the objects' own, exact, or each side moved by
-normal noise of a tenth of the box (at most 20 px), all with the score 1, so that a mask's IoU with its object alone
-decides what counts. Each is asked for once, and with the second round of Segment Anything, appendix D.4. For a real
-detector's boxes there is `samjax evaluate --prompt detections`. The record, experiments/results/detections.json, is
-written after each of the four runs, and a stopped run goes on with what is missing.
-
-The paper (ViT-H, a detector's boxes, two rounds): AP 46.5 on COCO, 44.7 on LVIS; with perfect boxes it would be more.
+normal noise of a tenth of the box (at most 20 px), all with the score 1. Each is asked for once, and with the second
+round of Segment Anything, appendix D.4. Shown are COCO's AR, and the mean IoU; AP, which is recorded too, depends on
+the order of the pictures where all scores are equal. For a real detector's boxes there is `samjax evaluate --prompt
+detections`. The record, experiments/results/detections.json, is written after each of the four runs, and a stopped run
+goes on with what is missing.
 """
 
+import hashlib
 import json
+import sys
 import tempfile
 import zlib
 from pathlib import Path
@@ -23,7 +24,7 @@ import suite
 NOISE = 0.1
 RUNS = {f"{boxes}, {rounds}": (noise, refine) for boxes, noise in (("exact", 0.0), ("noised", NOISE))
         for rounds, refine in (("one round", False), ("two rounds", True))}
-SHOWN = ("ap", "ap_50", "ap_75", "ap_small", "ap_medium", "ap_large", "iou", "iou_small", "iou_medium", "iou_large")
+SHOWN = ("ar", "ar_small", "ar_medium", "ar_large", "iou", "iou_small", "iou_medium", "iou_large")
 
 
 def main() -> int:
@@ -33,48 +34,68 @@ def main() -> int:
     parser.add_argument("--limit", type=suite.whole, default=0, help="pictures, evenly spread; 0: all")
     parser.add_argument("--model", default="mobile_sam")
     parser.add_argument("--out", type=Path, default=suite.RESULTS / "detections.json")
+    parser.add_argument("--redo", action="store_true", help="forget what is recorded")
     args = parser.parse_args()
     from samjax.data import Instances
-    from samjax.evaluate.made import commit, versions
 
     truths, sam = Instances(args.annotations, args.images), suite.loaded(args.model)
-    stamp = {"model": suite.model_of(args.model), "settings": {
-        "set": args.annotations.resolve().parent.name, "limit": args.limit, "of": len(truths), "noise": NOISE}}
-    found = {**stamp, "runs": {}}
-    if args.out.exists():
-        found = records.read(args.out)
-        for key, part in stamp.items():
-            records.agree(args.out, found.setdefault(key, {}), part)
+    found = opened(args, truths)
     for name, (noise, refine) in RUNS.items():
-        if name not in found["runs"]:
-            found["runs"][name] = run(sam(), truths, noise, refine, args.limit) | {
-                "commit": commit(), "versions": versions(), "machine": records.machine()}
+        if name not in found["runs"] or found["runs"][name]["failures"]:
+            found["runs"][name] = run(sam(), truths, noise, refine, args.limit) | records.made_now()
             records.write(args.out, found)
     print(report(found))
-    return 0
+    failures = {tuple(one) for each in found["runs"].values() for one in each["failures"]}
+    for name, why in sorted(failures):
+        print(f"{name}: {why}", file=sys.stderr)
+    return int(bool(failures))
+
+
+def opened(args, truths) -> dict:
+    """The record at args.out, or a new one. Raises InputError where it was made otherwise."""
+    from samjax.errors import InputError
+
+    sha256 = hashlib.sha256(args.annotations.read_bytes()).hexdigest()
+    stamp = {"model": suite.model_of(args.model), "settings": {
+        "annotations": args.annotations.name, "sha256": sha256, "limit": args.limit, "of": len(truths), "noise": NOISE}}
+    found = records.read(args.out) if args.out.exists() and not args.redo else {**stamp, "runs": {}}
+    if not all(isinstance(found.get(key), dict) for key in (*stamp, "runs")):
+        raise InputError(f"{args.out} is no record of this experiment: give another --out")
+    for key, part in stamp.items():
+        records.agree(args.out, found[key], part)
+    return found
 
 
 def run(sam, truths, noise: float, refine: bool, limit: int) -> dict:
-    """A `DetectionReport` as JSON. The boxes go by way of a file, as a detector's do."""
+    """A `DetectionReport` as JSON, without the folders of this machine. The boxes go by way of a file, as a detector's
+    do."""
     from samjax.data import Results
     from samjax.evaluate import score_detections
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "boxes.json"
-        path.write_text(json.dumps(boxes_of(truths, noise)))
+        path.write_text(json.dumps(boxes_of(truths, noise, limit)))
         report = score_detections(sam, truths, Results(path, truths), refine, limit or None).to_json()
-    report["name"], report["settings"]["detections"] = Path(report["name"]).name, "the objects' own boxes"
+    report["name"], report["settings"]["detections"] = truths.path.name, "the objects' own boxes"
+    report["failures"] = [[name, suite.without(why, truths.images)] for name, why in report["failures"]]
     return report
 
 
-def boxes_of(truths, noise: float) -> list[dict]:
-    """A detection for each object that is no crowd and has pixels; noise depends on the picture alone."""
+def boxes_of(truths, noise: float, limit: int = 0) -> list[dict]:
+    """A detection for each object that is no crowd and has pixels, of the pictures that `score_detections` takes;
+    noise depends on the picture alone. A damaged mask leaves its picture without boxes: it fails when it is scored."""
+    from samjax.errors import InputError
     from samjax.evaluate import Crop, noised
+    from samjax.evaluate.pictures import spread
 
     found = []
-    for scene in truths.scenes:
+    for scene in (truths.scenes[place] for place in spread(len(truths), limit or None)):
         random = np.random.default_rng([0, zlib.crc32(scene.name.encode())])
-        for instance, mask in zip(scene.instances, scene.masks()):
+        try:
+            masks = scene.masks()
+        except InputError:
+            continue
+        for instance, mask in zip(scene.instances, masks):
             if not instance.crowd and mask.area():
                 box = Crop(mask.mask()).box
                 x0, y0, x1, y1 = noised(box, noise, scene.size, random) if noise else box
@@ -84,7 +105,8 @@ def boxes_of(truths, noise: float) -> list[dict]:
 
 
 def report(found: dict) -> str:
-    rows = [[name, one["pictures"], one["objects"], *(suite.percent(one["summary"][key]) for key in SHOWN)]
+    rows = [[name, suite.part_of(one | {"of": found["settings"]["of"]}), one["objects"],
+             *(suite.percent(one["summary"][key]) for key in SHOWN)]
             for name, one in found["runs"].items()]
     return suite.table(rows, ["boxes", "pictures", "objects", *(key.replace("_", " ") for key in SHOWN)])
 

@@ -68,7 +68,7 @@ def records(args, name: str) -> list:
     """Some pictures of a set, with some of their objects."""
     from samjax.data import open_source
     from samjax.data.sources import LEAST
-    from samjax.evaluate.proposals import spread
+    from samjax.evaluate.pictures import spread
 
     source = open_source(args.datasets / name, "val")
     chosen = []

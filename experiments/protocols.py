@@ -28,13 +28,22 @@ def main() -> int:
     parser.add_argument("--seed", type=suite.whole, default=0)
     args = parser.parse_args()
     sets = suite.sets_of(args)
-    record = suite.record_of(args, sets, summed_up, points=COUNTS, box_noise=NOISE, seed=args.seed)
+    record = suite.record_of(args, sets, summed_up, points=COUNTS, box_noise=NOISE, seed=args.seed, columns=columns())
     sam = suite.loaded(args.model)
     suite.each_picture(sets, record, lambda name, source, place: scores_of(sam(), source[place], args.seed),
                        folder=args.datasets)
     record.write()
     print(report(record.found))
     return suite.ended(record)
+
+
+def columns() -> list[str]:
+    """What is kept of each picture: a value for each object."""
+    from samjax.evaluate.points import score_name
+
+    points = [f"{first}{score_name(count)}{which}" for first in ("", "random_") for count in COUNTS
+              for which in ("", "_oracle")]
+    return ["area", *points, *BOXES]
 
 
 def scores_of(sam, record, seed: int) -> dict:
@@ -51,7 +60,7 @@ def scores_of(sam, record, seed: int) -> dict:
         found["area"] = [row.area for row in rows]
         found |= {way + name: [suite.number(row.scores[name]) for row in rows] for name in rows[0].scores
                   if not name.endswith("_predicted")}
-    return found
+    return {name: found[name] for name in columns()}
 
 
 def summed_up(found: dict) -> dict:

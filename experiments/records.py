@@ -135,9 +135,7 @@ class Record:
     @cached_property
     def now(self) -> dict:
         """What this run makes its pictures with."""
-        from samjax.evaluate.made import commit, versions
-
-        return {"commit": commit(), "versions": versions(), "machine": machine()}
+        return made_now()
 
     def write(self) -> None:
         self.found |= self.sums(self.found)
@@ -147,6 +145,13 @@ class Record:
     def failures(self) -> list[str]:
         return [f"{name}: {picture}: {each['failed']}" for name, one in self.found[self.groups].items()
                 for picture, each in one["pictures"].items() if failed(each)]
+
+
+def made_now() -> dict:
+    """What results are made with now."""
+    from samjax.evaluate.made import commit, versions
+
+    return {"commit": commit(), "versions": versions(), "machine": machine()}
 
 
 def machine() -> dict:

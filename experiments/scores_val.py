@@ -30,7 +30,11 @@ def main() -> int:
     parser.add_argument("--record", type=Path, default=suite.RESULTS / "weaknesses.json")
     parser.add_argument("--out", type=Path, default=suite.RESULTS / "scores_val.json")
     args = parser.parse_args()
+    from samjax.errors import InputError
+
     official, record = read(args.official), load(args.record)
+    if not all(isinstance(one, dict) and {"objects", "columns", "rows"} <= one.keys() for one in official.values()):
+        raise InputError(f"{args.official} is not as the official scores are: each set needs objects, columns and rows")
     found = compared(record, official)
     write(args.out, found)
     print(report(found))

@@ -29,6 +29,7 @@ if __name__ == "__main__":  # before jax is imported; where others import this f
 import jax  # noqa: E402
 import jax.monitoring  # noqa: E402
 import numpy as np  # noqa: E402
+import records  # noqa: E402
 
 from samjax.config import VIT_H, SamConfig  # noqa: E402
 from samjax.lockstep import decode_points  # noqa: E402
@@ -114,8 +115,8 @@ def main():
     config = shallow(args.depth, args.size)
     found = compare(config, random_params(config), jax.devices())
     print(json.dumps(found, indent=1))
-    args.out.write_text(json.dumps({"depth": args.depth, "size": args.size, "devices": len(jax.devices())} | found,
-                                   indent=1) + "\n")
+    records.write(args.out, {"depth": args.depth, "size": args.size, "devices": len(jax.devices())} | found |
+                  records.made_now())
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ record (records.py): a run that was stopped goes on where it was, and one with o
 """
 
 import argparse
+import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -127,7 +128,7 @@ def sets_of(args) -> list[tuple[str, object, list[int]]]:
 def places_of(source, images: int | None) -> list[int]:
     """Places of so many pictures (0: all), evenly spread, in an order in which the first ones, however many, are spread
     evenly too: a stopped run leaves a fair sample."""
-    from samjax.evaluate.proposals import spread
+    from samjax.evaluate.pictures import spread
 
     places = spread(len(source), images or None)
     bits = len(places).bit_length()
@@ -174,7 +175,12 @@ def each_picture(sets: Iterable, record: Record, work: Callable, part: str = "",
 def reason(error: Exception, folder: Path | None) -> str:
     """Why a picture failed, without the folder of this machine."""
     text = getattr(error, "strerror", None) or str(error)
-    return text if folder is None else text.replace(str(folder), "DATASETS")
+    return text if folder is None else without(text, folder)
+
+
+def without(text: str, folder: Path) -> str:
+    """A message without the folder that the files in it lie in."""
+    return text.replace(f"{folder}{os.sep}", "")
 
 
 def ended(record: Record) -> int:
@@ -189,7 +195,7 @@ def some(record, number: int):
     """A source's record with at most so many of its objects, evenly spread (0: all)."""
     import dataclasses
 
-    from samjax.evaluate.proposals import spread
+    from samjax.evaluate.pictures import spread
 
     return dataclasses.replace(record, objects=[record.objects[i] for i in spread(len(record.objects), number or None)])
 

@@ -32,7 +32,8 @@ Anything, appendix D).
 
 Written with --out: model, sha256 of its weights, versions, settings, and each object's (and detection's) scores.
 
-status: 0 all done; 1 some pictures, or all of some DATA, could not be scored; 2 wrong arguments, or nothing to score.
+status: 0 all done; 1 some pictures, or all of some DATA, could not be scored; 2 wrong arguments, DATA that cannot be
+opened, or nothing to score.
 
 examples:
   samjax evaluate data
@@ -116,7 +117,8 @@ def _check(args) -> None:
     """What can be said before data, model and JAX are touched."""
     for option, (default, prompts) in OF_PROMPTS.items():
         if getattr(args, option) != default and not set(prompts) & set(args.prompts):
-            raise InputError(f"--{option.replace('_', '-')} is of another prompt: add --prompt {' or '.join(prompts)}")
+            option = "no-refine" if getattr(args, option) is False else option.replace("_", "-")
+            raise InputError(f"--{option} is of another prompt: add --prompt {' or '.join(prompts)}")
     if args.limit is not None and args.limit < 1:
         raise InputError(f"--limit {args.limit} leaves nothing to score: give 1 or more")
     if not 0 <= args.box_noise <= 1:
@@ -201,6 +203,13 @@ def _settings(args) -> dict:
             "seed": args.seed}
 
 
+def _settings_asked_for(args) -> dict:
+    """For the record; reports of detections have their own."""
+    found = {**_settings(args), "points": list(args.points), "preset": args.preset}
+    return {name: value for name, value in found.items()
+            if name not in OF_PROMPTS or OF_PROMPTS[name][1][0] in args.prompts}
+
+
 @contextlib.contextmanager
 def _meter(name: str):
     """A progress bar on a terminal; None elsewhere."""
@@ -228,9 +237,8 @@ def _json(args, model: dict, reports, others, seconds: float) -> dict:
     from samjax.evaluate.made import commit, versions
 
     return {"model": model, "versions": versions(), "commit": commit(), "device": jax.devices()[0].device_kind,
-            "settings": {"prompts": list(args.prompts), **_settings(args), "points": list(args.points),
-                         "split": args.split, "limit": args.limit, "masks": args.masks, "images": args.images,
-                         "preset": args.preset, **protocols.settings(others)},
+            "settings": {"prompts": list(args.prompts), **_settings_asked_for(args), "split": args.split,
+                         "limit": args.limit, "masks": args.masks, "images": args.images, **protocols.settings(others)},
             "seconds": round(seconds, 3), "sets": [report.to_json() for report in reports],
             **{name: [report.to_json() for report in found] for name, found in others.items()}}
 

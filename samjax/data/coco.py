@@ -65,7 +65,7 @@ def _load(path) -> dict:
     try:
         with open(path, "rb") as file:
             content = json.load(file)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is broken JSON: {error}") from None
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}") from None

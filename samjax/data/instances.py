@@ -68,7 +68,7 @@ class Instances:
             raise InputError(f"{path} is a folder: detections are of the pictures of one COCO .json, so name that")
         if not self.path.is_file():
             raise InputError(f"{path}: no such file")
-        content = _load(self.path)
+        content = _load(path)
         if not isinstance(content.get("categories"), list):
             raise InputError(f"{path} is not as COCO has it: it needs the list 'categories'")
         try:
@@ -113,17 +113,21 @@ def _scenes(content: dict, categories: dict) -> list[Scene]:
 
 
 def _scene(image: dict, instances: tuple[Instance, ...]) -> Scene:
-    judged = None
+    judged, size = None, (int(image["height"]), int(image["width"]))
+    if min(size) < 1:
+        raise ValueError
     if "neg_category_ids" in image:
         judged = frozenset(image["neg_category_ids"]) | {instance.category for instance in instances}
-    return Scene(image["id"], _file_name(image), (int(image["height"]), int(image["width"])), instances, judged,
+    return Scene(image["id"], _file_name(image), size, instances, judged,
                  frozenset(image.get("not_exhaustive_category_ids", ())))
 
 
 def _instance(found: dict) -> Instance:
-    area = found.get("area")
-    return Instance(found.get("id"), _id(found["category_id"]), found.get("segmentation"),
-                    None if area is None else float(area), bool(found.get("iscrowd")))
+    area = None if found.get("area") is None else float(found["area"])
+    if area is not None and not 0 <= area < float("inf"):
+        raise ValueError
+    return Instance(found.get("id"), _id(found["category_id"]), found.get("segmentation"), area,
+                    bool(found.get("iscrowd")))
 
 
 def _id(value) -> Id:

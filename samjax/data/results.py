@@ -79,7 +79,7 @@ def _read(path) -> tuple[list, str]:
         raise InputError(f"{path}: {error.strerror}") from None
     try:
         entries = json.loads(content)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is broken JSON: {error}") from None
     if not isinstance(entries, list):
         raise InputError(f"{path} is no file of COCO results: it must be a list of detections, each with "

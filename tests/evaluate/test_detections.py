@@ -380,6 +380,8 @@ def put(value, *keys):
     (drop("annotations", 0, "category_id"), "'category_id'"), (put([], "images"), "no pictures"),
     (put(8, "annotations", 0, "category_id"), "category_id 8"), (put(3, "images", 1, "id"), "same id"),
     (put([], "images", 1, "id"), "wrong form"), (put("big", "annotations", 0, "area"), "wrong form"),
+    (put(-5, "annotations", 0, "area"), "wrong form"), (put(float("nan"), "annotations", 0, "area"), "wrong form"),
+    (put(float("inf"), "annotations", 0, "area"), "wrong form"), (put(0, "images", 0, "width"), "wrong form"),
     (lambda content: [content], "'images'")])
 def test_annotations_that_are_wrong(folder, tmp_path, change, words):
     path = changed(folder, tmp_path, "truth.json", change)

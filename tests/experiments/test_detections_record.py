@@ -1,6 +1,7 @@
 """experiments/detections.py: true boxes as a detector's, with a stand-in for the model."""
 
 import json
+import sys
 
 import detections
 import numpy as np
@@ -43,7 +44,8 @@ def test_a_stopped_run_goes_on(annotations, tmp_path, monkeypatch, capsys):
         asked.append((noise, refine, limit))
         if len(asked) == 3:
             raise KeyboardInterrupt
-        return {"pictures": 2, "objects": 1, "summary": dict.fromkeys(detections.SHOWN, 0.5)}
+        return {"pictures": 2, "objects": 1, "summary": dict.fromkeys(detections.SHOWN, 0.5),
+                "failures": [["a.png", "is broken"]] * (len(asked) == 4)}
 
     monkeypatch.setattr(detections, "run", run)
     monkeypatch.setattr(suite, "model_of", lambda name: {"name": name, "sha256": "0"})
@@ -51,15 +53,23 @@ def test_a_stopped_run_goes_on(annotations, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["x", str(annotations), "--out", str(out)])
     with pytest.raises(KeyboardInterrupt):
         detections.main()
-    assert detections.main() == 0
-    assert asked == [(0.0, False, 0), (0.0, True, 0), (0.1, False, 0), (0.1, False, 0), (0.1, True, 0)]
+    assert detections.main() == 1  # a picture failed: its run is done again
+    said, err = capsys.readouterr()
+    assert err == "a.png: is broken\n" and said.count("50.0") == 4 * len(detections.SHOWN)
+    assert detections.main() == 0 and not capsys.readouterr().err
+    assert asked == [(0.0, False, 0), (0.0, True, 0), *[(0.1, False, 0)] * 2, (0.1, True, 0), (0.1, False, 0)]
     assert list(json.loads(out.read_text())["runs"]) == list(detections.RUNS)
-    assert capsys.readouterr().out.count("50.0") == 4 * len(detections.SHOWN)
     monkeypatch.setattr("sys.argv", ["x", str(annotations), "--limit", "1", "--out", str(out)])
     with pytest.raises(InputError, match="limit"):
         detections.main()
+    out.write_text("{}")
+    with pytest.raises(InputError, match="no record of this experiment"):
+        detections.main()
+    monkeypatch.setattr("sys.argv", [*sys.argv, "--redo"])
+    assert detections.main() == 0
+    found = json.loads(out.read_text())
     pytest.importorskip("matplotlib")
     import report_sections
 
-    page, = report_sections.detections(json.loads(out.read_text()))
-    assert "noised, two rounds" in page
+    page, = report_sections.detections(found)
+    assert "noised, two rounds" in page and "2 of 2" in page

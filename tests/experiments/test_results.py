@@ -231,8 +231,8 @@ def test_scores_beside_the_official_ones():
 
 def test_report_of_all_that_is_committed(tmp_path):
     """The first sections are of results that there are; a record says by what its parts were made."""
-    pytest.importorskip("matplotlib")
     assert {name for name in report.FIRST if (suite.RESULTS / f"{name}.json").exists()} == set(report.FIRST)
+    pytest.importorskip("matplotlib")
     assert set(report.FIRST) <= set(report_sections.KNOWN)
     found = objects(0.5) | {"made": [{"commit": "a" * 40, "versions": {"jax": "1"}, "machine": {"cores": 2},
                                       "pictures": 5, "note": "older"}, {"commit": "b" * 40, "versions": {"jax": "2"},

@@ -87,7 +87,7 @@ def test_failures_are_tried_again(tmp_path, now, capsys):
     suite.each_picture([("one", source, suite.places_of(source, 0))], record, work, folder=tmp_path)
     assert suite.ended(record) == 1 and made(record) == [("new", 2)] and record.found["total"] == 2
     said = capsys.readouterr().err
-    assert said.startswith("2 pictures") and "one: p2: DATASETS/x is broken" in said and "one: p3: No such file" in said
+    assert said.startswith("2 pictures") and "one: p2: x is broken" in said and "one: p3: No such file" in said
     calls.clear()
     assert suite.ended(fill(opened(path), work=work)) == 1 and sorted(calls) == [2, 3]
     record = fill(opened(path))
@@ -130,6 +130,7 @@ def test_a_part_of_the_pictures_is_spread():
 
 
 def test_bad_input_is_one_line(tmp_path, capsys):
+    import detections
     import domains
     import edges
     import proposals
@@ -142,11 +143,14 @@ def test_bad_input_is_one_line(tmp_path, capsys):
 
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine.txt").touch()
-    nowhere = str(tmp_path / "nowhere")
+    nowhere, strange = str(tmp_path / "nowhere"), str(tmp_path / "strange.json")
+    (tmp_path / "strange.json").write_text('{"a": 1}')
     for main, words, said in (
             (edges.main, [nowhere], "nowhere"), (proposals.main, [nowhere], "nowhere"),
             (proposals.main, [nowhere, "--presets", "x"], "no preset is called x"),
-            (scores_val.main, [nowhere], "nowhere"), (tuned.main, ["x"], "NAME=FILE"),
+            (scores_val.main, [nowhere], "nowhere"), (scores_val.main, [strange], "not as the official scores"),
+            (detections.main, [nowhere], "nowhere"), (detections.main, [nowhere, "--limit", "x"], "0 or more"),
+            (tuned.main, ["x"], "NAME=FILE"),
             (tuned.main, ["a=b", "--before", nowhere], "nowhere"), (protocols.main, [nowhere], "no such folder"),
             (protocols.main, [str(tmp_path)], "no set"), (domains.main, [nowhere, "--images", "-1"], "0 or more"),
             (resolution.main, [nowhere, "--sizes", "512,500"], "multiples of 16"),
@@ -180,17 +184,14 @@ def test_a_whole_run_and_its_second(tmp_path, monkeypatch, capsys):
     """protocols.py with a stand-in for the model's scores."""
     import protocols
 
-    from samjax.evaluate.points import score_name
-
     one_set(tmp_path)
     one_set(tmp_path, "other", split="train")  # has no val split
     monkeypatch.setattr(suite, "model_of", lambda name: MODEL)
     monkeypatch.setattr(suite, "loaded", lambda name: lambda: "model")
-    names = [*protocols.BOXES, *(f"{first}{score_name(count)}{which}" for first in ("", "random_")
-                                 for count in protocols.COUNTS for which in ("", "_oracle"))]
     asked = []
     monkeypatch.setattr(protocols, "scores_of", lambda sam, record, seed: asked.append(record.name) or {
-        "area": [mask.area() for mask in record.objects], **{name: [0.5] * len(record.objects) for name in names}})
+        "area": [mask.area() for mask in record.objects],
+        **{name: [0.5] * len(record.objects) for name in protocols.columns()[1:]}})
     out = tmp_path / "record.json"
     for images, new in ((2, 2), (2, 0), (0, 1)):
         asked.clear()
