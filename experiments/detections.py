@@ -8,6 +8,9 @@ round of Segment Anything, appendix D.4. Shown are COCO's AR, and the mean IoU; 
 the order of the pictures where all scores are equal. For a real detector's boxes there is `samjax evaluate --prompt
 detections`. The record, experiments/results/detections.json, is written after each of the four runs, and a stopped run
 goes on with what is missing.
+
+Result (MobileSAM, 24 of coco128seg's 86 pictures, 224 objects): exact boxes give a mean IoU of 70.6 in one round and of
+71.3 in two, AR of 55.9 and 56.2; noised ones 66.7 and 67.4, AR of 50.6 and 50.0. Six minutes of a busy core.
 """
 
 import hashlib
