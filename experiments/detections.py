@@ -111,7 +111,13 @@ def report(found: dict) -> str:
     rows = [[name, suite.part_of(one | {"of": found["settings"]["of"]}), one["objects"],
              *(suite.percent(one["summary"][key]) for key in SHOWN)]
             for name, one in found["runs"].items()]
-    return suite.table(rows, ["boxes", "pictures", "objects", *(key.replace("_", " ") for key in SHOWN)])
+    return suite.table(rows, ["boxes", "pictures", "objects", *map(heading, SHOWN)])
+
+
+def heading(key: str) -> str:
+    """ar_small -> AR small."""
+    measure, *size = key.split("_")
+    return " ".join([{"ar": "AR", "iou": "IoU"}[measure], *size])
 
 
 if __name__ == "__main__":

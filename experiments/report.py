@@ -119,7 +119,8 @@ def stamp(found: dict) -> str:
              and {"name", "sha256"} <= set(model) else ""]
     for one in made if isinstance(made, list) else [found]:
         words.append(", ".join(each for each in by_what(one) if each))
-    words += [f"{key} {value}" for key, value in found["settings"].items() if isinstance(value, (str, int, float))
+    words += [f"{key} {str(value)[:24]}" for key, value in found["settings"].items()
+              if isinstance(value, (str, int, float))
               ] if isinstance(found.get("settings"), dict) else []
     return f'<p class="soft">{html.escape(" · ".join(word for word in words if word))}</p>' if any(words) else ""
 

@@ -145,7 +145,7 @@ def protocols(found: dict) -> Iterator[str]:
 
 
 def detections(found: dict) -> Iterator[str]:
-    yield table(["boxes", "pictures", "objects", *(key.replace("_", " ") for key in detections_of.SHOWN)], [
+    yield table(["boxes", "pictures", "objects", *map(detections_of.heading, detections_of.SHOWN)], [
         [name, suite.part_of(one | {"of": found["settings"]["of"]}), one["objects"],
          *(percent(one["summary"][key]) for key in detections_of.SHOWN)]
         for name, one in found["runs"].items()])
