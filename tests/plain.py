@@ -1,4 +1,4 @@
-"""Suppression and cleaning of masks as loops: what the quick versions are compared with."""
+"""Suppression and cleaning of masks as loops, what the quick versions are compared with; and masks at random."""
 
 import numpy as np
 
@@ -53,3 +53,13 @@ def plain_clean(mask, least):
         mask[tuple(zip(*island))] = False
         changed = True
     return mask, changed
+
+
+def masks_of_boxes(random, n, side, sizes):
+    """bool (n, side, side): random boxes, some with holes. sizes: the range of their sides, its end exclusive."""
+    masks = np.zeros((n, side, side), bool)
+    for mask in masks:
+        y, x = random.integers(0, side, 2)
+        h, w = random.integers(*sizes, 2)
+        mask[y:y + h, x:x + w] = random.random() < 0.7 or random.random((min(h, side - y), min(w, side - x))) < 0.8
+    return masks

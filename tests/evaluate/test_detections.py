@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from conftest import SMALL_VIT, random_params
 from PIL import Image
+from plain import masks_of_boxes
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
@@ -52,13 +53,8 @@ def by_coco(content, found):
 
 
 def shapes(random, n, side):
-    """Masks of random boxes with holes, of all sizes."""
-    masks = np.zeros((n, side, side), bool)
-    for mask in masks:
-        y, x = random.integers(0, side, 2)
-        h, w = random.integers(1, side, 2)
-        mask[y:y + h, x:x + w] = random.random() < 0.7 or random.random((min(h, side - y), min(w, side - x))) < 0.8
-    return masks
+    """Of all sizes."""
+    return masks_of_boxes(random, n, side, (1, side))
 
 
 def a_set(random, pictures, objects, found, side):

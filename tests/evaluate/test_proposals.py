@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from plain import masks_of_boxes
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
@@ -60,13 +61,8 @@ def ours(pictures):
 
 
 def boxes(random, n, side, most):
-    """Masks of random boxes with holes; some of them empty or of one pixel."""
-    masks = np.zeros((n, side, side), bool)
-    for mask in masks:
-        y, x = random.integers(0, side, 2)
-        h, w = random.integers(0, most, 2)
-        mask[y:y + h, x:x + w] = random.random() < 0.7 or random.random((min(h, side - y), min(w, side - x))) < 0.8
-    return masks
+    """Some of them are empty or of one pixel."""
+    return masks_of_boxes(random, n, side, (0, most))
 
 
 def disturbed(random, masks, n):
