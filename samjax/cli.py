@@ -17,7 +17,7 @@ import sys
 from samjax import __version__
 from samjax.errors import InputError
 
-COMMANDS = ("segment", "everything", "embed", "evaluate", "finetune", "weights", "convert", "export")
+COMMANDS = ("segment", "everything", "embed", "evaluate", "finetune", "train", "weights", "convert", "export")
 
 EPILOG = """\
 examples:

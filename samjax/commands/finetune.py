@@ -1,12 +1,11 @@
 """`samjax finetune`: a model trained on one's own pictures and masks."""
 
-import contextlib
 import json
-import sys
 import time
-from dataclasses import asdict, replace
+from dataclasses import asdict
 
 from samjax.commands.common import add_command, emit, start_jax
+from samjax.commands.training import checked, complain, meter
 from samjax.errors import InputError
 
 MORE = """\
@@ -124,29 +123,13 @@ def run(args) -> int:
 
     sources = material.open_all(options)
     say = lambda text: None if args.json else emit(text)
-    reports = _checked(sources, say, args.check)
+    reports = checked(sources, say, args.check)
     if args.check:
         if args.json:
             emit(json.dumps({part: [asdict(report) for report in found] for part, found in reports.items()}, indent=1))
         problems = sum(len(report.bad) for found in reports.values() for report in found)
         return 1 if problems else 0
     return _tune(args, options, material.usable(sources, reports), say, begun)
-
-
-def _checked(sources: dict, say, notes: bool) -> dict:
-    """Says what is wrong with the data, and with notes what is remarkable about them."""
-    from samjax.train import material
-
-    reports = {}
-    for part, found in sources.items():
-        with _meter(f"checking {part}") as progress:
-            reports |= material.check_all({part: found}, progress)
-        for report in reports[part]:
-            shown = report if notes else replace(report, problems=report.bad)
-            say(f"{part}: {report.lines(0)[0]}")
-            for line in shown.lines(200 if notes else 20)[1:]:
-                say(line)
-    return reports
 
 
 def _tune(args, options, sources: dict, say, begun: float) -> int:
@@ -164,13 +147,13 @@ def _tune(args, options, sources: dict, say, begun: float) -> int:
         say(f"{args.out} is done already; --restart begins anew")
     else:
         try:
-            report = finetune.finetune(options, path, sources, say, shown=not args.json, progress=_meter, begun=begun)
+            report = finetune.finetune(options, path, sources, say, shown=not args.json, progress=meter, begun=begun)
         except Diverged as error:
-            return _complain(f"error: {error} (--lr, --restart)", 1)
+            return complain(f"error: {error} (--lr, --restart)", 1)
         except SystemExit:  # SIGTERM while nothing was trained
-            return _complain(f"stopped by SIGTERM; the same command goes on: --out {args.out}", 0)
+            return complain(f"stopped by SIGTERM; the same command goes on: --out {args.out}", 0)
     if "stopped" in report:
-        return _complain(f"stopped by {report['stopped']} after step {report['step']}, saved; the same command goes on "
+        return complain(f"stopped by {report['stopped']} after step {report['step']}, saved; the same command goes on "
                          f"from there: --out {args.out}", 0 if report["stopped"] == "SIGTERM" else 130)
     emit(json.dumps(report, indent=1) if args.json else f"{finetune.table(report)}\n{_summary(args, report)}")
     return 0
@@ -182,25 +165,3 @@ def _summary(args, report: dict) -> str:
     model = f"step {best} was best" if best else "no step was better than the model to start from"
     return (f"{report['steps']} steps in {report['seconds'] / 60:.1f} minutes ({ends[report['ended_by']]}); {model}\n"
             f"samjax segment PICTURE --model {args.out}    uses the result")
-
-
-def _complain(text: str, status: int) -> int:
-    with contextlib.suppress(OSError, AttributeError):  # stderr may be closed
-        print("samjax:", " ".join(text.split()), file=sys.stderr, flush=True)
-    return status
-
-
-@contextlib.contextmanager
-def _meter(what: str):
-    """A function of (done, all) that shows a bar on a terminal; elsewhere it does nothing."""
-    if sys.stderr is None or not sys.stderr.isatty():
-        yield None
-        return
-    from tqdm import tqdm
-
-    with tqdm(desc=what, file=sys.stderr, leave=False) as bar:
-        def progress(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-
-        yield progress

@@ -29,9 +29,9 @@ class OneStep:
         return jax.tree.map(np.array, tree)
 
 
-def spread(step: Callable, sharding: str):
+def spread(step: Callable, sharding: str, fsdp: int = 0):
     """The step as `sharding` says: "one" device; all of them by "pmap", by a mesh with the state on every device
-    ("data"), or with the state divided among them ("fsdp")."""
+    ("data"), or with the state divided among groups of `fsdp` of them ("fsdp"; 0: one group of all)."""
     from samjax import parallel
     from samjax.sharding import RULES, make_mesh
 
@@ -42,5 +42,5 @@ def spread(step: Callable, sharding: str):
     if sharding == "data":
         return parallel.mesh_step(step)
     if sharding == "fsdp":
-        return parallel.mesh_step(step, make_mesh(fsdp=jax.device_count()), RULES)
+        return parallel.mesh_step(step, make_mesh(fsdp=fsdp or jax.device_count()), RULES)
     raise InputError(f"sharding {sharding!r} is none of {', '.join(SHARDINGS)}")

@@ -14,10 +14,8 @@ Whatever is there is not made again, so a run that ended in any way goes on when
 
 import contextlib
 import dataclasses
-import hashlib
 import json
 import math
-import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -37,8 +35,9 @@ from samjax.predict import Sam, load
 from samjax.train import lora
 from samjax.train.anneal import Anneal
 from samjax.train.blend import SHARES, blend, choose
+from samjax.train.folder import claim as claim_folder
 from samjax.train.loop import Outcome, Plan, train
-from samjax.train.material import Features, Listening, Thinned, embed, names_of, spread, write_json
+from samjax.train.material import Features, Listening, Thinned, embed, names_hash, names_of, spread, write_json
 from samjax.train.options import Options, make_recipe
 from samjax.train.recipe import Recipe
 from samjax.train.scores import KINDS, mean_scores, table, weighed
@@ -47,6 +46,7 @@ from samjax.train.step import training_config
 FINER = 2  # than the logits is the grid of the losses: on theirs, masks lose what is thin
 OWN = ("job.json", "pictures.json", "report.json", "baseline.json", "start.json", "blend.json", "metrics.jsonl",
        "curves.png", "embeddings", "checkpoints", "tensorboard", "model")
+USUAL = {field.name: field.default for field in dataclasses.fields(Options)}
 DECODER = ("prompt_encoder", "mask_decoder")
 FEWEST = 16  # pictures of a source that embeddings are made of, however short the time
 STRETCH = 6.0  # a run bounded by minutes trains at least so many times as long as it evaluates
@@ -77,29 +77,9 @@ def claim(options: Options, path: Path, names: Sequence[str], restart: bool) -> 
     Raises InputError if another job's files are there, unless `restart`, which removes them (embeddings are kept), and
     if the model to start from cannot be trained.
     """
-    out = Path(options.out)
     _read(path)
-    job = {"samjax": 1, "options": options.identity(), "init": _fingerprint(path),
-           "pictures": hashlib.sha256("\n".join(sorted(names)).encode(errors="surrogateescape")).hexdigest()[:16]}
-    job = json.loads(json.dumps(job))
-    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-        try:
-            then = json.loads((out / "job.json").read_text())
-            changes = _changes(then, job)
-        except (ValueError, KeyError, TypeError, AttributeError):
-            changes = ["its job.json cannot be read"]
-        if not changes:
-            if not restart:
-                return _finished(out)
-        elif not restart:
-            raise InputError(f"{out} holds another fine-tuning ({'; '.join(changes)}): choose another --out, or give "
-                             "--restart to replace it")
-        _only_own(out)
-        _clear(out)
-    if out.is_dir():
-        _only_own(out)
-    write_json(out / "job.json", job)
-    return None
+    job = {"samjax": 1, "options": options.identity(), "init": _fingerprint(path), "pictures": names_hash(names)}
+    return claim_folder(Path(options.out), job, USUAL, OWN, restart, "fine-tuning", kept=("embeddings",))
 
 
 class _Job:
@@ -337,42 +317,6 @@ def _fingerprint(path: Path) -> str:
     from samjax.job import fingerprint
 
     return fingerprint(path)
-
-
-def _finished(out: Path) -> dict | None:
-    with contextlib.suppress(OSError, ValueError):
-        return json.loads((out / "report.json").read_text())
-    return None
-
-
-def _changes(then: dict, now: dict) -> list[str]:
-    usual = {field.name: field.default for field in dataclasses.fields(Options)}  # of options that there were not
-    before = {name: then["options"].get(name, usual.get(name)) for name in now["options"]}
-    changes = [f"{name.replace('_', '-')} was {before[name]}, now {value}"
-               for name, value in now["options"].items() if before[name] != value]
-    if then["init"] != now["init"]:
-        changes.append("the model to start from has changed")
-    if then["pictures"] != now["pictures"] and not changes:
-        changes.append("the pictures are others")
-    return changes
-
-
-def _is_own(name: str) -> bool:
-    """Whether a file is of a fine-tuning, or what is left of one being written when it was killed."""
-    return name in OWN or any(name.startswith(f".{own}.") for own in OWN)
-
-
-def _only_own(out: Path) -> None:
-    if others := sorted(entry.name for entry in out.iterdir() if not _is_own(entry.name)):
-        raise InputError(f"{out} holds other files, such as {others[0]}: choose another --out")
-
-
-def _clear(out: Path) -> None:
-    for path in [path for path in out.iterdir() if _is_own(path.name) and path.name != "embeddings"]:
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

@@ -27,6 +27,7 @@ from samjax.train.metrics import Metrics, Progress
 from samjax.train.optim import Rule, trained
 from samjax.train.recipe import Recipe
 from samjax.train.step import init_state, make_step
+from samjax.train.together import EVERY, gathered
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ class Plan:
     minutes: float = 0.0  # of wall time, all runs together; the length of the fall of the rate follows it
     rarely: float = 0.0  # evaluations that are due are passed over until training took so many times as long as one
     sharding: str = "one"  # or "pmap", "data", "fsdp": see `devices.spread`
+    fsdp: int = 0  # devices that hold a state together; 0: all
     anneal: Anneal | None = None  # the recipe's schedule is then "constant"
 
 
@@ -82,7 +84,8 @@ def train(config: SamConfig, recipe: Recipe, params: dict, batches: Iterable, ou
             it is the best so far. names(k) names the pictures of batch k, for messages.
         report: gets a line for each evaluation and for what is remarkable. shown: a progress line on a terminal.
 
-    SIGTERM and SIGINT end it after the step at hand, saved. Raises Diverged, with the last good state saved, and
+    SIGTERM and SIGINT end it after the step at hand, saved; of several processes, whichever one it comes to, after one
+    whose number is a multiple of `together.EVERY`. Raises Diverged, with the last good state saved, and
     InputError: batches of a wrong form, a checkpoint of another run, a full disk.
     """
     run = _Run(config, recipe, plan, Path(out), trains or partial(trained, recipe), step)
@@ -117,9 +120,10 @@ def _steps(run: "_Run", iterator, signals: "_Signals", saved: Checkpoints, log: 
         elif run.k != run.saved_at and run.k % run.plan.save_every == 0:
             waiting = run.look_at(waiting, log, progress, iterator, saved)
             run.save(saved, iterator)
-        if signals.name or ended:
+        stopped = signals.agreed(run.k)
+        if stopped or ended:
             run.look_at(waiting, log, progress, iterator, saved)
-            return signals.name or ended
+            return stopped or ended
         batch = next(iterator, None)
         if batch is None:
             raise InputError(f"the batches ended after step {run.k} of {run.total}: an iterator without end is needed")
@@ -138,7 +142,10 @@ class _Run:
             if recipe.schedule != "constant":
                 raise InputError("the rate can fall by the plan or by the recipe, whose schedule must be 'constant'")
             step = annealing.annealed(step, recipe, plan.anneal, trains)
-        self.wrapped = spread(step, plan.sharding)
+        if jax.process_count() > 1 and (plan.minutes or plan.rarely or plan.sharding == "one"):
+            raise InputError("several processes train by pmap, data or fsdp, and for a number of steps: their clocks "
+                             "differ")
+        self.wrapped = spread(step, plan.sharding, plan.fsdp)
         self.k, self.saved_at, self.resumed, self.total = 0, None, None, recipe.steps
         self.scores, self.best, self.best_step, self.since = {}, None, None, 0
         self.before, self.start, self.pace, self.last = 0.0, time.perf_counter(), None, None
@@ -250,7 +257,7 @@ class _Run:
         params = self.usable()
         begun = time.perf_counter()
         try:
-            with signals.raising():
+            with signals.raising() if jax.process_count() == 1 else contextlib.nullcontext():
                 scores = self.evaluate(params, self.k)
         except _Stop:
             return False
@@ -291,6 +298,15 @@ class _Signals:
 
     def __init__(self):
         self.name, self._raise, self._before = "", False, {}
+
+    def agreed(self, step: int) -> str:
+        """The signal that ends the run here, if one came to any of the processes, who all ask before each step."""
+        if jax.process_count() == 1:
+            return self.name
+        if step % EVERY:
+            return ""
+        number = int(gathered(signal.Signals[self.name] if self.name else 0).max())
+        return signal.Signals(number).name if number else ""
 
     def __enter__(self):
         for number in (signal.SIGTERM, signal.SIGINT):

@@ -17,6 +17,7 @@ from samjax.data.records import Record
 from samjax.data.sources import LEAST, NoSplit, Source, halves
 from samjax.errors import InputError
 from samjax.train.options import Options
+from samjax.train.training_options import TrainingOptions
 
 MANY = 20_000  # pictures of a source that are read before training starts, at most
 
@@ -31,6 +32,21 @@ def open_all(options: Options) -> dict[str, list[Source]]:
         train, val = _columns(_train_and_val(path, settings) for path in options.data)
     mix, kept = _columns(_train_and_val(path, {}) for path in options.mix)
     return {"train": train, "val": val, "mix": mix, "kept": kept}
+
+
+def open_for_training(options: TrainingOptions) -> dict[str, list[Source]]:
+    """{"train": [...], "val": [...]}. What is validated on is what --val names, or the val splits that the data
+    themselves name, or nothing: no picture is held out otherwise."""
+    settings = {"images": options.images or None, "masks": options.masks}
+    train = [_not_held_out(path, settings) for path in options.data]
+    if options.val:
+        return {"train": train, "val": [_held_out(path, settings, options.data, "give others")
+                                        for path in options.val]}
+    val = []
+    for path in options.data:
+        with contextlib.suppress(NoSplit):
+            val.append(open_source(path, "val", **settings, by_hash=False))
+    return {"train": train, "val": val}
 
 
 def _columns(pairs) -> tuple[list[Source], list[Source]]:
@@ -57,7 +73,8 @@ def _not_held_out(path: str, settings: dict) -> Source:
         return open_source(path, None, **settings)
 
 
-def _held_out(path: str, settings: dict, data: Sequence[str]) -> Source:
+def _held_out(path: str, settings: dict, data: Sequence[str],
+              otherwise: str = "leave --val out, and a fifth of them is") -> Source:
     """The val split, else the test split; else all of it, since it was given for this."""
     try:
         return open_source(path, "val", **settings, by_hash=False)
@@ -66,7 +83,7 @@ def _held_out(path: str, settings: dict, data: Sequence[str]) -> Source:
             return open_source(path, "test", **settings)
         if os.path.realpath(path) in map(os.path.realpath, data):
             raise InputError(f"--val {path} is trained on too, and does not say which of its pictures are for "
-                             "validation: leave --val out, and a fifth of them is") from None
+                             f"validation: {otherwise}") from None
         return open_source(path, None, **settings)
 
 
@@ -96,6 +113,11 @@ def spread(source: Source, most: int) -> Source:
 
 def names_of(sources: Sequence[Source]) -> list[str]:
     return [f"{source.name}: {name}" for source in sources for name in source.names()]
+
+
+def names_hash(names: Sequence[str]) -> str:
+    """Of names of pictures, whatever their order."""
+    return hashlib.sha256("\n".join(sorted(names)).encode(errors="surrogateescape")).hexdigest()[:16]
 
 
 class Thinned(Source):
