@@ -99,11 +99,17 @@ def _as_tensors(tree: Mapping) -> dict:
 def _checkpointer():
     import asyncio
 
+    import jax
     import numpy as np
     import orbax.checkpoint as ocp
     from orbax.checkpoint import type_handlers
 
     from convert.tensor import Tensor
+
+    # A file is this process's own business, whether or not others run beside it: Orbax would wait for all of them.
+    own = jax.process_index()
+    alone = ocp.options.MultiprocessingOptions(primary_host=own, active_processes={own},
+                                               barrier_sync_key_prefix=f"process_{own}")
 
     class Portions(type_handlers.NumpyHandler):
         """Loads and writes PORTION bytes at a time; Orbax alone would hold two copies of everything."""
@@ -133,16 +139,14 @@ def _checkpointer():
             known = inspect.signature(type_handlers.NumpyHandler.__init__).parameters  # not to Orbax 0.11
             handler = Portions(**{name: False for name in ("deepcopy_host_arrays",) if name in known})
             registry = type_handlers.create_type_handler_registry((Tensor, handler), (np.ndarray, handler))
-            super().__init__(type_handler_registry=registry)
+            super().__init__(type_handler_registry=registry, multiprocessing_options=alone)
 
         def restore(self, directory, **kwargs):
-            import jax
-
             tree = self.metadata(directory).tree
             args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
             return super().restore(directory, args=ocp.args.PyTreeRestore(restore_args=args))
 
-    return ocp.Checkpointer(NumpyTree())
+    return ocp.Checkpointer(NumpyTree(), multiprocessing_options=alone)
 
 
 class Checkpoints:

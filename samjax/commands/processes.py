@@ -2,6 +2,7 @@
 
 import os
 import sys
+from functools import partial
 from typing import NamedTuple
 
 from samjax.commands.common import start_jax
@@ -43,14 +44,18 @@ def add_processes(parser) -> None:
     group.add_argument("--distributed", action="store_true", help="learn all that from the cluster")
 
 
-def join(args) -> Processes:
-    """This process's place among the others, all of which have come if JAX connects them. Raises InputError."""
+def join(args, patience: int = FOREVER) -> Processes:
+    """This process's place among the others, all of which have come if JAX connects them.
+
+    patience: seconds that the first to end waits for the others. Raises InputError.
+    """
+    connect = partial(_connect, shutdown_timeout_seconds=patience)
     given = args.processes, args.process
     if args.distributed:
         if args.coordinator is not None or given != (None, None):
             raise InputError("--distributed learns the number of processes from the cluster: leave out --coordinator, "
                              "--processes and --process, or --distributed")
-        return _connect("the cluster", "give --coordinator, --processes and --process instead")
+        return connect("the cluster", "give --coordinator, --processes and --process instead")
     if given == (None, None) and args.coordinator is None:
         return Processes()
     if None in given:
@@ -63,8 +68,8 @@ def join(args) -> Processes:
     host, _, port = args.coordinator.rpartition(":")
     if not host or not port.isdigit():
         raise InputError(f"--coordinator {args.coordinator} is not HOST:PORT")
-    return _connect(args.coordinator, "is process 0 running, and can it be reached?", process_id=args.process,
-                    coordinator_address=args.coordinator, num_processes=args.processes)
+    return connect(args.coordinator, "is process 0 running, and can it be reached?", process_id=args.process,
+                   coordinator_address=args.coordinator, num_processes=args.processes)
 
 
 def _connect(where: str, hint: str, **settings) -> Processes:
@@ -72,7 +77,7 @@ def _connect(where: str, hint: str, **settings) -> Processes:
     import jax
 
     try:
-        jax.distributed.initialize(**settings, shutdown_timeout_seconds=FOREVER)
+        jax.distributed.initialize(**settings)
     except (ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"cannot join the other processes at {where} ({reason}): {hint}") from None

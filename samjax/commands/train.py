@@ -17,6 +17,7 @@ it is the last one. (samjax finetune holds some pictures out, has defaults for f
 
 --model is the architecture, from random weights: a name, or a .json like a model's samjax.json. --encoder begins with a
 pretrained ViT instead, as the paper does (MAE's mae_pretrain_vit_base.pth, for instance). --init goes on from a model.
+The BatchNorms of mobile_sam and lite_medsam keep their statistics, so that from random weights they learn little.
 
 The recipe is the paper's for the model: vit_b, vit_l, vit_h; others take vit_b's. mask_generation is that of the model
 which made SA-1B (points and masks only, a deeper decoder). Any of its settings can be changed:
@@ -40,6 +41,7 @@ examples:
   samjax train sa1b --init vit_b --recipe vit_b --lr 4e-5 --steps 5000 --out more
   samjax train sa1b --check
 """
+PATIENCE = 120  # seconds that a process which has ended waits for the others; they end together
 NUMBERS = {
     "the recipe": (
         ("batch", int, 0, "pictures a step, of all devices together"),
@@ -117,7 +119,7 @@ def run(args) -> int:
     say = lambda text: None if args.json else emit(text)
     if args.check:
         return _check(args, options, say)
-    join(args)
+    join(args, patience=PATIENCE)
     return _train(args, options, recipe, say)
 
 

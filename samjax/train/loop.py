@@ -27,7 +27,7 @@ from samjax.train.metrics import Metrics, Progress
 from samjax.train.optim import Rule, trained
 from samjax.train.recipe import Recipe
 from samjax.train.step import init_state, make_step
-from samjax.train.together import EVERY, gathered
+from samjax.train.together import Alarm
 
 
 @dataclass(frozen=True)
@@ -84,8 +84,8 @@ def train(config: SamConfig, recipe: Recipe, params: dict, batches: Iterable, ou
             it is the best so far. names(k) names the pictures of batch k, for messages.
         report: gets a line for each evaluation and for what is remarkable. shown: a progress line on a terminal.
 
-    SIGTERM and SIGINT end it after the step at hand, saved; of several processes, whichever one it comes to, after one
-    whose number is a multiple of `together.EVERY`. Raises Diverged, with the last good state saved, and
+    SIGTERM and SIGINT end it after the step at hand, saved; several processes end together, within seconds, whichever
+    one it came to. Raises Diverged, with the last good state saved, and
     InputError: batches of a wrong form, a checkpoint of another run, a full disk.
     """
     run = _Run(config, recipe, plan, Path(out), trains or partial(trained, recipe), step)
@@ -107,23 +107,23 @@ def train(config: SamConfig, recipe: Recipe, params: dict, batches: Iterable, ou
 
 def _steps(run: "_Run", iterator, signals: "_Signals", saved: Checkpoints, log: Metrics, progress: Progress) -> str:
     """The loop itself; why it ended."""
-    waiting = None
+    waiting, alarm = None, Alarm()
     while True:
         ended = run.ended()
         if run.due() or (ended and run.evaluate and run.k not in run.scores):
             waiting = run.look_at(waiting, log, progress, iterator, saved)
             with progress.pause():
                 if not run.judge(signals, log):
-                    return signals.name
+                    return signal.Signals(signals.number).name
             run.save(saved, iterator)
             ended = run.ended()
         elif run.k != run.saved_at and run.k % run.plan.save_every == 0:
             waiting = run.look_at(waiting, log, progress, iterator, saved)
             run.save(saved, iterator)
-        stopped = signals.agreed(run.k)
+        stopped = alarm(run.k, signals.number, run.pace)
         if stopped or ended:
             run.look_at(waiting, log, progress, iterator, saved)
-            return stopped or ended
+            return signal.Signals(stopped).name if stopped else ended
         batch = next(iterator, None)
         if batch is None:
             raise InputError(f"the batches ended after step {run.k} of {run.total}: an iterator without end is needed")
@@ -294,19 +294,10 @@ class _Stop(BaseException):
 
 
 class _Signals:
-    """SIGTERM and SIGINT are noted in `name`; a second one acts as it did before. A context."""
+    """SIGTERM and SIGINT are noted in `number`; a second one acts as it did before. A context."""
 
     def __init__(self):
-        self.name, self._raise, self._before = "", False, {}
-
-    def agreed(self, step: int) -> str:
-        """The signal that ends the run here, if one came to any of the processes, who all ask before each step."""
-        if jax.process_count() == 1:
-            return self.name
-        if step % EVERY:
-            return ""
-        number = int(gathered(signal.Signals[self.name] if self.name else 0).max())
-        return signal.Signals(number).name if number else ""
+        self.number, self._raise, self._before = 0, False, {}
 
     def __enter__(self):
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -319,7 +310,7 @@ class _Signals:
             signal.signal(number, handler)
 
     def _note(self, number, frame) -> None:
-        self.name = signal.Signals(number).name
+        self.number = number
         signal.signal(number, self._before[number])
         if self._raise:
             raise _Stop
@@ -329,7 +320,7 @@ class _Signals:
         """Within it a signal raises at once."""
         self._raise = True
         try:
-            if self.name:
+            if self.number:
                 raise _Stop
             yield
         finally:

@@ -1,5 +1,7 @@
-"""A run of the loop on a problem that compiles at once; as a script, one that can be killed: OUT STEPS SECONDS."""
+"""A run of the loop on a problem that compiles at once; as a script, one that can be killed: OUT STEPS SECONDS; or one
+of two processes with two devices each: OUT STEPS SECONDS ADDRESS PROCESS."""
 
+import json
 import sys
 import time
 from dataclasses import replace
@@ -9,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import quick_programs  # noqa: F401 (the same programs in a process of its own)
 
-from samjax.train import loop
+from samjax.train import loop, together
 from samjax.train.loop import Plan
 from samjax.train.recipe import FINETUNE
 from samjax.train.step import TrainState
@@ -46,10 +48,11 @@ def make_step(config, recipe, trains=None):
 
 
 class Numbers:
-    """Batches by their number, as an iterator whose position can be saved. at: number -> called before that batch."""
+    """Batches by their number, as an iterator whose position can be saved. at: number -> called before that batch.
+    rows: this process's."""
 
-    def __init__(self, at=None, wait: float = 0.0, bad=()):
-        self.number, self.at, self.wait, self.bad = 0, at or {}, wait, bad
+    def __init__(self, at=None, wait: float = 0.0, bad=(), rows: slice = slice(None)):
+        self.number, self.at, self.wait, self.bad, self.rows = 0, at or {}, wait, bad, rows
 
     def __iter__(self):
         self.number = 0
@@ -63,7 +66,8 @@ class Numbers:
         if self.number in self.bad:
             x[0, 0] = np.nan
         self.number += 1
-        return {"x": x, "y": y, "valid": np.ones((ROWS, 1), bool)}
+        return {name: array[self.rows] for name, array in
+                {"x": x, "y": y, "valid": np.ones((ROWS, 1), bool)}.items()}
 
     def get_state(self):
         return {"number": self.number}
@@ -86,5 +90,21 @@ def run(out, batches=None, steps: int = 40, plan: Plan = PLAN, **settings):
         loop.init_state, loop.make_step = before
 
 
+def one_of_two(out, steps: int, wait: float, address: str, process: int) -> None:
+    """Prints how it ended."""
+    jax.distributed.initialize(address, 2, process)
+    together.SECONDS = 0.3
+    mine = slice(process * ROWS // 2, (process + 1) * ROWS // 2)
+    evaluate = lambda params, step: {"score": float(together.gathered(process).sum())}  # 1, if both are heard
+    outcome = run(out, Numbers(wait=wait, rows=mine), steps, Plan(save_every=3, evaluate_every=20, sharding="data"),
+                  evaluate=evaluate)
+    print(json.dumps({"reason": outcome.reason, "step": outcome.step, "resumed": outcome.resumed,
+                      "scores": outcome.scores, "kernel": outcome.params["mask_decoder"]["kernel"].tolist()}))
+
+
 if __name__ == "__main__":
-    run(sys.argv[1], Numbers(wait=float(sys.argv[3])), int(sys.argv[2]), Plan(save_every=3))
+    out, steps, wait, *place = sys.argv[1:]
+    if place:
+        one_of_two(out, int(steps), float(wait), place[0], int(place[1]))
+    else:
+        run(out, Numbers(wait=float(wait)), int(steps), Plan(save_every=3))
