@@ -12,12 +12,13 @@ Result: on all three slices encoders of ViT-B and ViT-H (8 images a chip) take 1
 on v5e and 2.3 on v6e, and send nothing. ViT-B's training step takes 2.5 to 3.8 GiB a chip, by slice and sharding.
 ViT-H's (64 masks an image, state divided among 16) takes 10.9 GiB on v5e 16x16, an image a chip, and 14.9 of 32 GB on
 v6e 8x8, four images a chip, one after the other; divided among the four chips of v5e 2x2, 11.5; with the whole state on
-each chip it just fits v5e, with 14.7 of 14.9 GiB, and takes 19.3 on v6e. Steps compile for 8 to 15 minutes of one core. They gather the parameters (ViT-H 4.0 and 2.5
-GB, tables and products included) and add up each gradient once: within a group of 16, 2.6 GB, then the shares among the
-groups, 0.2 GB. Shares of 48 to 320 columns are no multiple of a tile's 128 lanes, so that the compiler does the first
-by all-reduces and no reduce-scatter; over four chips they mostly are, and it does scatter. No activation is sent. One
-transfer is "unexpected": over four chips the gradient of ViT-H's table of positions, whose shares of 320 columns are no
-multiple of 128, is padded before it is scattered, and 48 kB are handed to the neighbour to make up for it.
+each chip it just fits v5e, with 14.7 of 14.9 GiB, and takes 19.3 on v6e. Steps compile for 8 to 15 minutes of one core.
+They gather the parameters (ViT-H 4.0 and 2.5 GB, tables and products included) and add up each gradient once: within a
+group of 16, 2.6 GB, then the shares among the groups, 0.2 GB. Shares of 48 to 320 columns are no multiple of a tile's
+128 lanes, so that the compiler does the first by all-reduces and no reduce-scatter; over four chips they mostly are,
+and it does scatter. No activation is sent. One transfer is "unexpected": over four chips the gradient of ViT-H's table
+of positions, whose shares of 320 columns are no multiple of 128, is padded before it is scattered, and 48 kB are handed
+to the neighbour to make up for it.
 """
 
 import argparse

@@ -20,7 +20,7 @@ import numpy as np
 from samjax.data.sources import Source
 from samjax.errors import InputError
 from samjax.evaluate.assignment import pair
-from samjax.evaluate.pictures import first_of, reason_of, spread
+from samjax.evaluate.pictures import each, first_of
 from samjax.evaluate.report import number
 from samjax.image import read_image
 
@@ -106,16 +106,9 @@ def score_edges(predict: Callable[[np.ndarray], np.ndarray], source: Source, lim
 
     Raises InputError: a layout without segmentations, nothing to score. Pictures that cannot be read are failures.
     """
-    places = spread(len(source), limit)
     report = EdgeReport(source.name or "data", thresholds() if cuts is None else np.asarray(cuts, float))
-    for done, place in enumerate(places, 1):
-        name = source.item_name(place)
-        try:
-            report.counts[name] = score_picture(predict, source, place, report.cuts, channels)
-        except (InputError, OSError) as error:
-            report.failures.append((name, reason_of(error)))
-        if progress is not None:
-            progress(done, len(places))
+    score = lambda place: score_picture(predict, source, place, report.cuts, channels)
+    report.counts.update(each(source, limit, score, report.failures, progress))
     if not report.counts:
         raise InputError(f"{report.name}: no picture whose edges can be scored{first_of(report.failures)}")
     return report

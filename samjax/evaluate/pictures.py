@@ -1,10 +1,12 @@
-"""Which pictures of a source are scored, what they are called, and what is said if none can be."""
+"""Which pictures of a source are scored, one after the other, and what is said of those that cannot be."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
 
 from samjax.data.sources import LEAST
 from samjax.errors import InputError
 
+Result = TypeVar("Result")
 Failure = tuple[str, str]  # a picture's name, why it could not be scored
 
 
@@ -19,6 +21,25 @@ def spread(pictures: int, limit: int | None) -> list[int]:
 def name_of(source, place: int) -> str:
     """A picture's name, of a source or a list of records."""
     return source.item_name(place) if hasattr(source, "item_name") else source[place].name
+
+
+def each(source, limit: int | None, score: Callable[[int], Result], failures: list[Failure],
+         progress: Callable[[int, int], None] | None = None) -> Iterator[tuple[str, Result]]:
+    """Yields (name, score(place)) of at most `limit` pictures, evenly spread; what cannot be read is added to failures.
+
+    progress: called with (pictures done, pictures) after each.
+    """
+    places = spread(len(source), limit)
+    for done, place in enumerate(places, 1):
+        name = name_of(source, place)
+        try:
+            found = score(place)
+        except (InputError, OSError) as error:
+            failures.append((name, reason_of(error)))
+        else:
+            yield name, found
+        if progress is not None:
+            progress(done, len(places))
 
 
 def reason_of(error: InputError | OSError) -> str:

@@ -14,8 +14,7 @@ import numpy as np
 from samjax import rle
 from samjax.data.records import Mask, Record
 from samjax.data.sources import Source
-from samjax.errors import InputError
-from samjax.evaluate.pictures import name_of, no_objects, reason_of, spread
+from samjax.evaluate.pictures import each, no_objects, spread
 from samjax.evaluate.report import number
 from samjax.image import read_image
 
@@ -95,20 +94,11 @@ def score_proposals(sam, source: Source, settings: dict | None = None, limit: in
 
     Raises InputError: a wrong setting, no objects. Pictures that cannot be read are among the report's failures.
     """
-    places = spread(len(source), limit)
     report = ProposalReport(getattr(source, "name", "") or "data")
-    for done, place in enumerate(places, 1):
-        name = name_of(source, place)
-        try:
-            found = propose(sam, source[place], settings)
-            if found is not None:
-                report.found[name] = found
-        except (InputError, OSError) as error:
-            report.failures.append((name, reason_of(error)))
-        if progress is not None:
-            progress(done, len(places))
+    found = each(source, limit, lambda place: propose(sam, source[place], settings), report.failures, progress)
+    report.found.update((name, one) for name, one in found if one is not None)
     if not report.objects:
-        raise no_objects(report.name, len(places), report.failures)
+        raise no_objects(report.name, len(spread(len(source), limit)), report.failures)
     return report
 
 
