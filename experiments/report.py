@@ -23,9 +23,10 @@ import suite
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 FIRST = ("domains", "weaknesses", "protocols", "detections", "edges", "proposals", "resolution", "robustness", "tuned",
-         "scores_val")
+         "scores_val", "weaknesses_train")
 TITLES = {"scores_val": "Scores beside the official code's", "speed_cpu": "Speed on a CPU",
-          "weaknesses": "Where it is weak", "tuned": "Before and after fine-tuning",
+          "weaknesses": "Where it is weak",
+          "weaknesses_train": "Where it is weak: train splits", "tuned": "Before and after fine-tuning",
           "protocols": "1 to 9 points, and boxes", "detections": "Instance segmentation from true boxes",
           "everything_cpu": "Speed of everything on a CPU",
           "domains": "By domain and prompt", "resolution": "By input resolution",

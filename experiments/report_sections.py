@@ -265,6 +265,7 @@ def flat(values: dict) -> dict:
     return out
 
 
-KNOWN = {"weaknesses": weaknesses, "tuned": tuned, "domains": domains, "robustness": robustness,
-         "resolution": resolution, "scores_val": scores_val, "edges": edges, "proposals": proposals,
-         "protocols": protocols, "detections": detections, "speed_cpu": speed, "everything_cpu": speed}
+KNOWN = {"weaknesses": weaknesses, "weaknesses_train": weaknesses, "tuned": tuned, "domains": domains,
+         "robustness": robustness, "resolution": resolution, "scores_val": scores_val, "edges": edges,
+         "proposals": proposals, "protocols": protocols, "detections": detections, "speed_cpu": speed,
+         "everything_cpu": speed}

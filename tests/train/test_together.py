@@ -85,7 +85,8 @@ def test_the_command_by_two_processes(tmp_path, sharding):
     together = ["--sharding", sharding, "--coordinator", where, "--processes", "2"]
     ended = two("training_runs.py", lambda i: training_runs.words(place, "two", *together, "--process", str(i)))
     assert [status for status, _, _ in ended] == [0, 0], ended
-    assert "over 4 devices" in ended[0][1] and not ended[1][1]
+    said = [[line for line in out.splitlines() if not line.startswith("[Gloo]")] for _, out, _ in ended]
+    assert f"over 4 devices ({sharding})" in said[0][0] and not said[1]
     assert main(training_runs.words(place, "one")) == 0
     reports = [json.loads((place / out / "report.json").read_text()) for out in ("one", "two")]
     for step, scores in reports[0]["scores"].items():
