@@ -10,8 +10,8 @@ The record, experiments/results/robustness.json, grows with each picture, and a 
 80 s a picture on two idle cores; 3 pictures of each of 16 sets: 60 minutes.
 
 Result (MobileSAM, one picture and at most five objects of each of 16 sets, 50 objects): boxes 68.3 clean, at the fifth
-strength 58.5 (JPEG), 59.7 (contrast), 59.9 (blur), 61.4 (noise), 66.3 (brightness); clicks 36.5 clean, 10.6 (noise), 11.7
-(contrast), 21.9 (JPEG), 23.2 (blur), 33.0 (brightness).
+strength 58.5 (JPEG), 59.7 (contrast), 59.9 (blur), 61.4 (noise), 66.3 (brightness); clicks 36.5 clean, 10.6 (noise),
+11.7 (contrast), 21.9 (JPEG), 23.2 (blur), 33.0 (brightness).
 """
 
 import suite

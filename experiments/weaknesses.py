@@ -19,8 +19,8 @@ pictures with 2,400 objects, 13 minutes on two cores.
 
 Result (MobileSAM): one click 53 and a box 77 of 100 on average over the objects; small (below 0.03 % of the picture) 6
 and 47, thin (area over twenty times the squared width) 3 and 21, ragged (solidity below 0.5) 23 and 39. It says of a
-click's mask 43 points too much, of a box's 13. The train splits give the same picture: compact 78 and 88, thin 6 and 17,
-ragged 26 and 43.
+click's mask 43 points too much, of a box's 13. The train splits give the same picture: compact 78 and 88, thin 6 and
+17, ragged 26 and 43.
 """
 
 import shutil
