@@ -219,18 +219,20 @@ class Checkpoints:
         with quiet(ORBAX):
             steps = sorted(self._open().all_steps(), reverse=True)
         for i, step in enumerate(steps):
+            found = error = None
             try:
                 with quiet(ORBAX):
-                    nested, position, meta = self._read(step, like)
-            except Exception as error:
-                reason = (str(error).splitlines() or [type(error).__name__])[0][:150]
-                if i + 1 == len(steps):
-                    raise InputError(f"{self.folder / str(step)}: is damaged ({reason}), and no older checkpoint is "
-                                     "left: start again") from None
-                self.report(f"the checkpoint of step {step} is damaged ({reason}); going back to step {steps[i + 1]}")
-                self._put_aside(step)
-            else:
-                return _filled(like, nested, self.folder / str(step)), position, meta
+                    found = self._read(step, like)
+            except Exception as problem:
+                error = problem
+            if not _anywhere(error is not None):
+                return _filled(like, found[0], self.folder / str(step)), *found[1:]
+            reason = (str(error).splitlines() or [type(error).__name__])[0][:150] if error else "for another process"
+            if i + 1 == len(steps):
+                raise InputError(f"{self.folder / str(step)}: is damaged ({reason}), and no older checkpoint is left: "
+                                 "start again") from None
+            self.report(f"the checkpoint of step {step} is damaged ({reason}); going back to step {steps[i + 1]}")
+            self._put_aside(step)
         return None
 
     def _read(self, step: int, like):
@@ -252,13 +254,18 @@ class Checkpoints:
         found = self._open().restore(step, args=ocp.args.Composite(
             state=ocp.args.PyTreeRestore(restore_args=args), position=ocp.args.JsonRestore(),
             meta=ocp.args.JsonRestore()))
-        if found["meta"]["crc32"] not in (None, _crc32(found["state"])):
+        sums = found["meta"]["crc32"], _crc32(found["state"])  # none of what several processes hold, then or now
+        if None not in sums and sums[0] != sums[1]:
             raise ValueError("its numbers are not those that were saved")
         return found["state"], found["position"], found["meta"]["meta"]
 
     def _put_aside(self, step: int) -> None:
-        with contextlib.suppress(OSError):
-            (self.folder / str(step)).rename(self.folder / f"damaged-{step}-{uuid.uuid4().hex[:6]}")
+        import jax
+
+        if jax.process_index() == 0:
+            with contextlib.suppress(OSError):
+                (self.folder / str(step)).rename(self.folder / f"damaged-{step}-{uuid.uuid4().hex[:6]}")
+        _anywhere(False)  # until it is done
         with quiet(ORBAX):
             self._open().reload()
 
@@ -288,6 +295,17 @@ class Checkpoints:
         reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
         return InputError(f"{self.folder}: a checkpoint cannot be written ({reason}); is the disk full? The one before "
                           "stays: make room, and the same command goes on from there")
+
+
+def _anywhere(true: bool) -> bool:
+    """Whether it is so in any of the processes, all of which ask."""
+    import jax
+
+    if jax.process_count() == 1:
+        return true
+    from jax.experimental import multihost_utils
+
+    return bool(multihost_utils.process_allgather(_np().int32(true)).any())
 
 
 def _crc32(nested: Mapping) -> int | None:

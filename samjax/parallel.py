@@ -82,6 +82,7 @@ class MeshStep:
         self._rows = NamedSharding(self.mesh, PartitionSpec((DATA, FSDP)))
         self._everywhere = NamedSharding(self.mesh, PartitionSpec())
         self._programs = {}
+        self._gather = jax.jit(lambda x: x, out_shardings=self._everywhere)
 
     def shardings(self, state):
         """A NamedSharding for each array of a state (or of its shapes)."""
@@ -127,7 +128,7 @@ class MeshStep:
         if x.is_fully_addressable:
             return x
         if not x.is_fully_replicated:
-            x = jax.jit(lambda x: x, out_shardings=self._everywhere)(x)
+            x = self._gather(x)
         return x.addressable_data(0)
 
 

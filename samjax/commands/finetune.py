@@ -2,10 +2,9 @@
 
 import json
 import time
-from dataclasses import asdict
 
 from samjax.commands.common import add_command, emit, start_jax
-from samjax.commands.training import checked, complain, meter
+from samjax.commands.training import checked, checks, complain, how_to_use, meter, stopped
 from samjax.errors import InputError
 
 MORE = """\
@@ -123,12 +122,9 @@ def run(args) -> int:
 
     sources = material.open_all(options)
     say = lambda text: None if args.json else emit(text)
-    reports = checked(sources, say, args.check)
     if args.check:
-        if args.json:
-            emit(json.dumps({part: [asdict(report) for report in found] for part, found in reports.items()}, indent=1))
-        problems = sum(len(report.bad) for found in reports.values() for report in found)
-        return 1 if problems else 0
+        return checks(args, sources, say)
+    reports = checked(sources, say, False)
     return _tune(args, options, material.usable(sources, reports), say, begun)
 
 
@@ -153,8 +149,7 @@ def _tune(args, options, sources: dict, say, begun: float) -> int:
         except SystemExit:  # SIGTERM while nothing was trained
             return complain(f"stopped by SIGTERM; the same command goes on: --out {args.out}", 0)
     if "stopped" in report:
-        return complain(f"stopped by {report['stopped']} after step {report['step']}, saved; the same command goes on "
-                         f"from there: --out {args.out}", 0 if report["stopped"] == "SIGTERM" else 130)
+        return stopped(args, report)
     emit(json.dumps(report, indent=1) if args.json else f"{finetune.table(report)}\n{_summary(args, report)}")
     return 0
 
@@ -164,4 +159,4 @@ def _summary(args, report: dict) -> str:
     best = report["best_step"]
     model = f"step {best} was best" if best else "no step was better than the model to start from"
     return (f"{report['steps']} steps in {report['seconds'] / 60:.1f} minutes ({ends[report['ended_by']]}); {model}\n"
-            f"samjax segment PICTURE --model {args.out}    uses the result")
+            f"{how_to_use(args.out)}")

@@ -1,6 +1,8 @@
 """What commands share whose work may be divided among devices and processes."""
 
+import contextlib
 import os
+import signal
 import sys
 from functools import partial
 from typing import NamedTuple
@@ -76,9 +78,14 @@ def _connect(where: str, hint: str, **settings) -> Processes:
     start_jax()
     import jax
 
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         jax.distributed.initialize(**settings)
     except (ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"cannot join the other processes at {where} ({reason}): {hint}") from None
+    for number, handler in handlers.items():  # JAX's own only notes a SIGTERM, and the process lives on
+        if handler is not None:
+            with contextlib.suppress(ValueError):  # not the main thread
+                signal.signal(number, handler)
     return Processes(jax.process_index(), jax.process_count())

@@ -1,11 +1,10 @@
 """`samjax train`: a model trained by the paper's recipe, from nothing or from a model, on any number of devices."""
 
 import json
-from dataclasses import asdict
 
 from samjax.commands.common import add_command, emit, start_jax
 from samjax.commands.processes import add_processes, join
-from samjax.commands.training import checked, complain
+from samjax.commands.training import checks, complain, how_to_use, stopped
 from samjax.errors import InputError
 
 MORE = """\
@@ -36,9 +35,9 @@ moment, the same command goes on from the last checkpoint. SIGTERM, to any one p
 0, Ctrl-C with 130.
 
 examples:
-  samjax train 'sa1b/*.tar' --encoder mae_pretrain_vit_base.pth --out vit_b --workers 16
-  samjax train coco/annotations/instances_train2017.json --model vit_b --image-size 512 --batch 32 --steps 20000 --out b
-  samjax train sa1b --init vit_b --recipe vit_b --lr 4e-5 --steps 5000 --out more
+  samjax train 'sa1b/*.tar' --encoder mae_pretrain_vit_base.pth --out runs/b --workers 16
+  samjax train coco/annotations/instances_train2017.json --image-size 512 --batch 32 --steps 20000 --out runs/small
+  samjax train sa1b --init vit_b --lr 4e-5 --steps 5000 --out runs/more
   samjax train sa1b --check
 """
 PATIENCE = 120  # seconds that a process which has ended waits for the others; they end together
@@ -111,45 +110,34 @@ def run(args) -> int:
         raise InputError("--out DIR is needed: where the model is written")
     if args.processes is not None and args.coordinator is None:
         raise InputError("processes that train together must reach each other: give --coordinator HOST:PORT too")
-    recipe = recipe_of(options, args.init or config_of(options).name)
+    recipe_of(options, config_of(options).name)  # what is wrong with it is said at once
     if args.out:
         from samjax.outputs import check_folder
 
         check_folder(args.out)
     say = lambda text: None if args.json else emit(text)
-    if args.check:
-        return _check(args, options, say)
-    join(args, patience=PATIENCE)
-    return _train(args, options, recipe, say)
-
-
-def _check(args, options, say) -> int:
-    from samjax.train.material import open_for_training
-
-    reports = checked(open_for_training(options), say, True)
-    if args.json:
-        emit(json.dumps({part: [asdict(report) for report in found] for part, found in reports.items()}, indent=1))
-    return 1 if any(report.bad for found in reports.values() for report in found) else 0
-
-
-def _train(args, options, recipe, say) -> int:
     from samjax.train.material import open_for_training
 
     sources = open_for_training(options)
+    if args.check:
+        return checks(args, sources, say)
+    join(args, patience=PATIENCE)
+    return _train(args, options, sources, say)
+
+
+def _train(args, options, sources: dict, say) -> int:
     start_jax()
     from samjax.train import training
     from samjax.train.loop import Diverged
 
     try:
-        report = training.run(options, recipe, sources, restart=args.restart, say=say, shown=not args.json)
+        report = training.run(options, sources, restart=args.restart, say=say, shown=not args.json)
     except Diverged as error:
         return complain(f"error: {error} (--lr, --restart)", 1)
     if "stopped" in report:
-        return complain(f"stopped by {report['stopped']} after step {report['step']}, saved; the same command goes on "
-                        f"from there: --out {args.out}", 0 if report["stopped"] == "SIGTERM" else 130)
+        return stopped(args, report)
     if training.leads():
-        again = report.pop("again", False)
-        if again:
+        if report.pop("again", False):
             say(f"{args.out} is done already; --restart begins anew")
         emit(json.dumps(report, indent=1) if args.json else _summary(args, report))
     return 0
@@ -159,8 +147,8 @@ def _summary(args, report: dict) -> str:
     best, scores = report["best_step"], report["scores"]
     found = ""
     if best is not None:
-        score = scores.get(best) or scores[str(best)]
+        score = scores[str(best)]
         found = (f"; step {best} was best: one point {score['point']:.1f}, the best of its three masks "
                  f"{score['point_oracle']:.1f}, box {score['box']:.1f} (mean IoU, %)")
     return (f"{report['steps']} steps in {report['seconds'] / 60:.1f} minutes{found}\n"
-            f"samjax segment PICTURE --model {args.out}    uses the result")
+            f"{how_to_use(args.out)}")

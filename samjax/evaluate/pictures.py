@@ -47,9 +47,18 @@ def reason_of(error: InputError | OSError) -> str:
     return getattr(error, "strerror", None) or str(error)
 
 
-def no_objects(name: str, pictures: int, failures: Sequence[Failure]) -> InputError:
+class NoObjects(InputError):
+    """A source has no object that could be scored. failures: what could not be read."""
+
+    def __init__(self, message: str, failures: Sequence[Failure]):
+        super().__init__(message)
+        self.failures = list(failures)
+
+
+def no_objects(name: str, pictures: int, failures: Sequence[Failure]) -> NoObjects:
     """What to raise for a source without an object that could be scored."""
-    return InputError(f"{name}: no objects of {LEAST} px or more to score in {pictures} pictures{first_of(failures)}")
+    return NoObjects(f"{name}: no objects of {LEAST} px or more to score in {pictures} pictures{first_of(failures)}",
+                     failures)
 
 
 def first_of(failures: Sequence[Failure]) -> str:

@@ -29,16 +29,15 @@ def claim(out: Path, job: dict, usual: dict, own: Sequence[str], restart: bool, 
             changes = _changes(json.loads((out / JOB).read_text()), job, usual)
         except (ValueError, KeyError, TypeError, AttributeError):
             changes = [f"its {JOB} cannot be read"]
-        if not changes:
-            if not restart:
-                return finished(out)
-        elif not restart:
+        if not changes and not restart:
+            return finished(out)
+        if changes and not restart:
             raise InputError(f"{out} holds another {what} ({'; '.join(changes)}): choose another --out, or give "
                              "--restart to replace it")
-        _only_own(out, own)
-        _clear(out, own, kept)
     if out.is_dir():
         _only_own(out, own)
+        if restart:
+            _clear(out, own, kept)
     write_json(out / JOB, job)
     return None
 
@@ -72,7 +71,9 @@ def _only_own(out: Path, own: Sequence[str]) -> None:
 
 
 def _clear(out: Path, own: Sequence[str], kept: Sequence[str]) -> None:
-    for path in [path for path in out.iterdir() if _is_own(path.name, own) and path.name not in kept]:
+    """Whose it was goes last: until then what is left is not taken for another's."""
+    found = [path for path in out.iterdir() if _is_own(path.name, own) and path.name not in kept]
+    for path in sorted(found, key=lambda path: path.name == JOB):
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         else:

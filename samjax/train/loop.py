@@ -27,7 +27,7 @@ from samjax.train.metrics import Metrics, Progress
 from samjax.train.optim import Rule, trained
 from samjax.train.recipe import Recipe
 from samjax.train.step import init_state, make_step
-from samjax.train.together import Alarm
+from samjax.train.together import FAILED, Alarm, attempted, elsewhere
 
 
 @dataclass(frozen=True)
@@ -107,29 +107,46 @@ def train(config: SamConfig, recipe: Recipe, params: dict, batches: Iterable, ou
 
 def _steps(run: "_Run", iterator, signals: "_Signals", saved: Checkpoints, log: Metrics, progress: Progress) -> str:
     """The loop itself; why it ended."""
-    waiting, alarm = None, Alarm()
+    waiting, alarm, error, batch = None, Alarm(), None, None
     while True:
         ended = run.ended()
-        if run.due() or (ended and run.evaluate and run.k not in run.scores):
+        judges = run.due() or (ended and run.evaluate and run.k not in run.scores)
+        saves = run.k != run.saved_at and run.k % run.plan.save_every == 0
+        number = FAILED + jax.process_index() if error else signals.number
+        heard = alarm(run.k, number, run.pace, bool(judges or saves or ended))
+        if heard >= FAILED:
+            raise error or elsewhere(heard - FAILED)
+        if judges:
             waiting = run.look_at(waiting, log, progress, iterator, saved)
             with progress.pause():
                 if not run.judge(signals, log):
                     return signal.Signals(signals.number).name
             run.save(saved, iterator)
             ended = run.ended()
-        elif run.k != run.saved_at and run.k % run.plan.save_every == 0:
+        elif saves:
             waiting = run.look_at(waiting, log, progress, iterator, saved)
             run.save(saved, iterator)
-        stopped = alarm(run.k, signals.number, run.pace)
+        stopped = heard if jax.process_count() > 1 else signals.number
         if stopped or ended:
             run.look_at(waiting, log, progress, iterator, saved)
             return signal.Signals(stopped).name if stopped else ended
-        batch = next(iterator, None)
-        if batch is None:
-            raise InputError(f"the batches ended after step {run.k} of {run.total}: an iterator without end is needed")
+        try:
+            batch = _next(run, iterator)
+        except Exception as problem:
+            if jax.process_count() == 1 or batch is None:
+                raise
+            # The others are at this step already: this process takes part with nothing until it can tell them.
+            error, batch = error or problem, batch | {"valid": np.zeros_like(batch["valid"])}
         metrics = run.step(batch)
         run.look_at(waiting, log, progress, iterator, saved)  # of the step before, while this one runs
         waiting = run.k, metrics, len(batch["valid"])
+
+
+def _next(run: "_Run", iterator) -> dict:
+    batch = next(iterator, None)
+    if batch is None:
+        raise InputError(f"the batches ended after step {run.k} of {run.total}: an iterator without end is needed")
+    return batch
 
 
 class _Run:
@@ -205,7 +222,7 @@ class _Run:
 
     def usable(self) -> dict:
         """The parameters as they would be used, on the host."""
-        return annealing.result(self.wrapped.fetch(self.state))
+        return self.wrapped.fetch(annealing.result(self.state))
 
     def due(self) -> bool:
         every = self.plan.evaluate_every
@@ -258,7 +275,7 @@ class _Run:
         begun = time.perf_counter()
         try:
             with signals.raising() if jax.process_count() == 1 else contextlib.nullcontext():
-                scores = self.evaluate(params, self.k)
+                scores = self.evaluate(params, self.k)  # by several processes: all raise, or none
         except _Stop:
             return False
         self.scores[self.k] = scores = {name: float(value) for name, value in scores.items()}
@@ -267,7 +284,7 @@ class _Run:
         if better:
             self.best, self.best_step = scores["score"], self.k
             if self.improved is not None:
-                self.improved(params, self.k, scores)
+                attempted(lambda: self.improved(params, self.k, scores))
         log.evaluation(self.k, scores)
         self.report(f"step {self.k}: " + ", ".join(f"{name} {value:.4g}" for name, value in scores.items()))
         now = time.perf_counter()

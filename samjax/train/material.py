@@ -37,6 +37,8 @@ def open_all(options: Options) -> dict[str, list[Source]]:
 def open_for_training(options: TrainingOptions) -> dict[str, list[Source]]:
     """{"train": [...], "val": [...]}. What is validated on is what --val names, or the val splits that the data
     themselves name, or nothing: no picture is held out otherwise."""
+    if options.images and not os.path.isdir(options.images):
+        raise InputError(f"--images {options.images}: no such folder")
     settings = {"images": options.images or None, "masks": options.masks}
     train = [_not_held_out(path, settings) for path in options.data]
     if options.val:

@@ -24,21 +24,67 @@ from samjax.train.recipe import Recipe
 from samjax.train.training_options import TrainingOptions, config_of, remat_of
 from samjax.weights import resolve
 
+POSITIONS = "image_encoder/pos_embed"
+
 
 class Start(NamedTuple):
-    """config: of the files that result. params: as they are trained, on the host, blocks stacked. extras: of the file
-    that was read."""
+    """config: of the files that result. given: what is known of the parameters before anything is drawn, by path as
+    files hold them; all of them, or a pretrained encoder's, whose positions may be on another grid. extras: of the file
+    that was read. sources: files that decide what the run is."""
 
     config: SamConfig
-    params: dict
+    given: dict
     extras: dict
+    sources: tuple[Path, ...]
 
 
-def begin(options: TrainingOptions, recipe: Recipe) -> Start:
-    """The model before the first step. Raises InputError: what is named cannot be read or does not fit."""
-    start = _stored(options, recipe) if options.init else _random(options, recipe)
-    config, params = stack_blocks(start.config, start.params) if stackable(start.config) else start[:2]
-    return start._replace(params=jax.tree.map(np.asarray, params))
+def describe(options: TrainingOptions) -> Start:
+    """What a run begins from, but for random numbers: quick. Raises InputError: what is named cannot be read or does
+    not fit."""
+    if options.init:
+        path = resolve(options.init)
+        model = convert.read(path)
+        if model.int8:
+            raise InputError(f"{path} holds int8 weights, which cannot be trained: start from the float32 model")
+        given = {name: tensor.load() for name, tensor in model.tensors.items()}
+        found = Start(model.config, given, model.extras, (path,))
+    else:
+        config = replace(convert.stored_form(config_of(options)), dtype="float32")
+        given = read_pretrained(options.encoder, config) if options.encoder else {}
+        found = Start(config, given, {}, (Path(options.encoder),) if options.encoder else ())
+    remat_of(options, found.config)
+    size = _size(options, found.config)
+    if options.init:
+        config, params = resize_positions(found.config, nest(found.given), size)
+        return found._replace(config=config, given=convert.flatten(params))
+    return found._replace(config=replace(found.config, image_size=size))
+
+
+def deepened(start: Start, recipe: Recipe) -> Start:
+    """The same with the decoder that the recipe asks for. Raises InputError where a model has another one."""
+    decoder = start.config.decoder
+    if recipe.decoder_depth in (0, decoder.depth):
+        return start
+    if "mask_decoder/iou_token" in start.given:
+        raise InputError(f"the recipe asks for a decoder of {recipe.decoder_depth} layers, and {start.sources[0]} has "
+                         f"{decoder.depth}: --set decoder_depth=0 keeps it")
+    return start._replace(config=replace(start.config, decoder=replace(decoder, depth=recipe.decoder_depth)))
+
+
+def begin(start: Start, seed: int) -> dict:
+    """The parameters before the first step, on the host, blocks stacked; what is not given is drawn."""
+    flat = dict(start.given)
+    if "mask_decoder/iou_token" not in flat:
+        # Compiled, so that the forward pass that Flax traces for the shapes is not run.
+        drawn = stored(start.config, jax.jit(partial(init, scanned(start.config)))(jax.random.key(seed)))
+        if POSITIONS in flat:
+            flat[POSITIONS] = jax.image.resize(jnp.asarray(flat[POSITIONS]), drawn[POSITIONS].shape, "bicubic",
+                                               antialias=False)
+        flat = drawn | flat
+    params = nest(flat)
+    if stackable(start.config):
+        params = stack_blocks(start.config, params)[1]
+    return jax.tree.map(np.asarray, params)
 
 
 def trained_config(options: TrainingOptions, config: SamConfig) -> SamConfig:
@@ -65,36 +111,6 @@ def stackable(config: SamConfig) -> bool:
         return False
 
 
-def _stored(options: TrainingOptions, recipe: Recipe) -> Start:
-    path = resolve(options.init)
-    model = convert.read(path)
-    if model.int8:
-        raise InputError(f"{path} holds int8 weights, which cannot be trained: start from the float32 model")
-    if recipe.decoder_depth not in (0, model.config.decoder.depth):
-        raise InputError(f"the recipe asks for a decoder of {recipe.decoder_depth} layers, and {path} has "
-                         f"{model.config.decoder.depth}: --set decoder_depth=0 keeps it")
-    config, params = _sized(options, model.config, model.params())
-    return Start(config, params, model.extras)
-
-
-def _random(options: TrainingOptions, recipe: Recipe) -> Start:
-    config = convert.stored_form(config_of(options))
-    depth = recipe.decoder_depth or config.decoder.depth
-    config = replace(config, decoder=replace(config.decoder, depth=depth), dtype="float32")
-    before = read_pretrained(options.encoder, config) if options.encoder else {}
-    config = replace(config, image_size=_size(options, config))
-    # Compiled, so that the forward pass that Flax traces for the shapes is not run.
-    params = jax.jit(partial(init, scanned(config)))(jax.random.key(options.seed))
-    flat = stored(config, params) | {path: array for path, array in before.items() if not path.endswith("pos_embed")}
-    for path in (path for path in before if path.endswith("pos_embed")):
-        flat[path] = jax.image.resize(jnp.asarray(before[path]), flat[path].shape, "bicubic", antialias=False)
-    return Start(config, nest(flat), {})
-
-
-def _sized(options: TrainingOptions, config: SamConfig, params: dict) -> tuple[SamConfig, dict]:
-    return resize_positions(config, params, _size(options, config))
-
-
 def _size(options: TrainingOptions, config: SamConfig) -> tuple[int, int]:
     if not options.image_size:
         return config.image_size
@@ -102,10 +118,3 @@ def _size(options: TrainingOptions, config: SamConfig) -> tuple[int, int]:
     if options.image_size % step:
         raise InputError(f"--image-size {options.image_size}: it must be a multiple of {step}")
     return options.image_size, options.image_size
-
-
-def path_of(options: TrainingOptions) -> Path | None:
-    """The file whose content decides what a run is."""
-    if options.init:
-        return resolve(options.init)
-    return Path(options.encoder) if options.encoder else None

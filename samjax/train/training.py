@@ -9,8 +9,9 @@ A run that ended in any way goes on when it is started again.
 """
 
 import contextlib
+import sys
 from collections.abc import Callable, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -18,43 +19,43 @@ import numpy as np
 
 from convert.model import nest
 from samjax import checkpoint
-from samjax.config import SamConfig
+from samjax.config import to_dict as config_dict
 from samjax.data import make_pipeline
 from samjax.data.sources import Source
 from samjax.errors import InputError
+from samjax.evaluate.pictures import NoObjects
 from samjax.model.fold import fold_batch_norm
 from samjax.predict import Sam
 from samjax.train import lora, start
 from samjax.train.folder import claim
-from samjax.train.loop import Plan, train
+from samjax.train.loop import Outcome, Plan, train
 from samjax.train.material import Listening, Thinned, names_hash, names_of, write_json
-from samjax.train.recipe import Recipe, to_dict
+from samjax.train.recipe import to_dict
 from samjax.train.scores import NAMES
 from samjax.train.step import training_config
-from samjax.train.together import dealt, gathered
-from samjax.train.training_options import TrainingOptions
+from samjax.train.together import attempted, dealt, gathered
+from samjax.train.training_options import TrainingOptions, recipe_of
 
 OWN = ("job.json", "report.json", "metrics.jsonl", "curves.png", "checkpoints", "tensorboard", "model")
-USUAL = {field.name: field.default for field in fields(TrainingOptions)}
-FRESH, DONE, REFUSED = 0, 1, 2
 
 
-def run(options: TrainingOptions, recipe: Recipe, sources: dict[str, list[Source]], *, restart: bool = False,
+def run(options: TrainingOptions, sources: dict[str, list[Source]], *, restart: bool = False,
         say: Callable[[str], None] = print, shown: bool = False) -> dict:
     """Does what is left of the job in options.out; returns what report.json then holds.
 
     Args:
-        recipe: of `training_options.recipe_of`. sources: of `material.open_for_training`. restart: replaces another
-            run's files.
+        sources: of `material.open_for_training`. restart: replaces another run's files.
         say: gets lines for people, of the first process. shown: a progress line on a terminal.
 
     The result has "stopped", the name of a signal, if that ended it; there is no report.json then; and "again" if all
-    had been done before. Raises InputError and `loop.Diverged`.
+    had been done before. Raises InputError, before anything is written or removed if the options are wrong, and
+    `loop.Diverged`.
     """
-    say = say if leads() else _silent
-    if (report := _claim(options, sources, restart)) is not None:
-        return report | {"again": True}
-    return _Training(options, recipe, sources, say, shown).run()
+    training = attempted(lambda: _Training(options, sources, say if leads() else _silent, shown))
+    found = attempted(lambda: training.claim(restart) if leads() else None)
+    if gathered(np.int32(found is not None))[0]:
+        return (found or {}) | {"again": True}
+    return training.run()
 
 
 def leads() -> bool:
@@ -62,101 +63,125 @@ def leads() -> bool:
     return jax.process_index() == 0
 
 
-def _claim(options: TrainingOptions, sources: dict[str, list[Source]], restart: bool) -> dict | None:
-    """Makes options.out this run's; its report if it is done already. The first process does it for all."""
-    error, answer, found = None, FRESH, None
-    if leads():
-        try:
-            found = claim(Path(options.out), _job(options, sources), USUAL, OWN, restart, "training")
-            answer = FRESH if found is None else DONE
-        except InputError as problem:
-            error, answer = problem, REFUSED
-    answer = int(gathered(answer)[0])
-    if answer == REFUSED:
-        raise error or InputError(f"{options.out}: refused by process 0, which says why")
-    return found or ({} if answer == DONE else None)
-
-
-def _job(options: TrainingOptions, sources: dict[str, list[Source]]) -> dict:
-    from samjax.job import fingerprint
-
-    path = start.path_of(options)
-    return {"samjax": 1, "options": options.identity(), "init": fingerprint(path) if path else None,
-            "pictures": names_hash(names_of(sources["train"]))}
-
-
 class _Training:
-    def __init__(self, options: TrainingOptions, recipe: Recipe, sources, say, shown: bool):
-        self.options, self.recipe, self.sources, self.say, self.shown = options, recipe, sources, say, shown
+    def __init__(self, options: TrainingOptions, sources, say, shown: bool):
+        self.options, self.sources, self.say, self.shown = options, sources, say, shown
         self.out = Path(options.out)
-        self.val = [Thinned(source, options.val_objects) for source in sources["val"] if len(source)]
+        described = start.describe(options)
+        self.recipe = recipe_of(options, described.config.name)
+        self.begun = start.deepened(described, self.recipe)
+        self.config, self.running = self.begun.config, start.trained_config(options, self.begun.config)
+        scored = sources["val"] if options.evaluate_every else []
+        self.val, self.named = [Thinned(source, options.val_objects) for source in scored if len(source)], set()
         self.sharding = options.sharding or ("one" if jax.device_count() == 1 else "data")
-        if self.sharding != "one" and recipe.batch % jax.device_count():
-            raise InputError(f"a batch of {recipe.batch} cannot be shared by {jax.device_count()} devices: give a "
-                             "multiple of them as --batch, or --sharding one")
+        self._check()
+
+    def _check(self) -> None:
+        """Raises InputError for what cannot be trained on these devices."""
+        options, recipe, devices = self.options, self.recipe, 1 if self.sharding == "one" else jax.device_count()
+        if self.sharding == "one" and jax.process_count() > 1:
+            raise InputError("several processes need --sharding pmap, data or fsdp")
+        if recipe.batch % devices:
+            raise InputError(f"a batch of {recipe.batch} cannot be shared by {devices} devices: give a multiple of "
+                             "them as --batch, or --sharding one")
+        if recipe.batch // devices % recipe.accumulate:
+            raise InputError(f"a device's share of a batch, {recipe.batch // devices}, cannot be taken in "
+                             f"{recipe.accumulate} parts: give a divisor as --accumulate")
+        if options.fsdp and devices % options.fsdp:
+            raise InputError(f"--fsdp {options.fsdp}: {devices} devices cannot form groups of so many: give a divisor")
+        for path in self.begun.sources:
+            if path.resolve().is_relative_to(self.out.resolve()):
+                raise InputError(f"{path} lies in --out {self.out}, which the run would write to: choose another --out")
+
+    def claim(self, restart: bool) -> dict | None:
+        """Makes options.out this run's; its report if it is done already. Raises InputError."""
+        from samjax.job import fingerprint
+
+        asked = self.options.identity() | to_dict(self.recipe) | {"config": config_dict(self.config)}
+        job = {"samjax": 1, "options": asked, "init": [fingerprint(path) for path in self.begun.sources],
+               "pictures": names_hash(names_of(self.sources["train"]))}
+        return claim(self.out, job, {}, OWN, restart, "training")
 
     def run(self) -> dict:
-        begun = start.begin(self.options, self.recipe)
-        self.config, self.extras = begun.config, begun.extras
-        config = start.trained_config(self.options, self.config)
-        plan = Plan(save_every=self.options.save_every, evaluate_every=self.options.evaluate_every,
-                    keep=self.options.keep, sharding=self.sharding, fsdp=self.options.fsdp)
+        options = self.options
+        plan = Plan(save_every=options.save_every, evaluate_every=options.evaluate_every, keep=options.keep,
+                    sharding=self.sharding, fsdp=options.fsdp)
         judged = {"evaluate": self._evaluate, "improved": self._keep} if self.val else {}
-        self.say(self._summary(config))
-        batches = self._pipeline(config, self.sources["train"])
-        outcome = train(config, self.recipe, begun.params, batches, self.out, plan, seed=self.options.seed,
-                        names=lambda k: self._names(k, config), report=self.say, shown=self.shown, **judged)
+        self.say(self._summary())
+        outcome = train(self.running, self.recipe, start.begin(self.begun, options.seed), self._pipeline(
+            self.sources["train"]), self.out, plan, seed=options.seed, names=self._names, report=self.say,
+            shown=self.shown, **judged)
+        if outcome.reason.startswith("SIG"):
+            return {"stopped": outcome.reason, "step": outcome.step}
+        return attempted(lambda: self._report(outcome))
+
+    def _report(self, outcome: Outcome) -> dict:
+        """Written by the first process, for which the others wait."""
+        report = {"options": self.options.identity(), "recipe": to_dict(self.recipe), "steps": outcome.step,
+                  "seconds": round(outcome.seconds, 1), "devices": jax.device_count(),
+                  "best_step": outcome.best_step, "scores": {str(step): one for step, one in outcome.scores.items()}}
         if leads():
             with contextlib.suppress(OSError):
                 from samjax.train.curves import draw
 
                 draw(self.out)
-        if outcome.reason.startswith("SIG"):
-            return {"stopped": outcome.reason, "step": outcome.step}
-        if not self.val:
-            self._keep(outcome.params, outcome.step, {})
-        report = {"options": self.options.identity(), "recipe": to_dict(self.recipe), "steps": outcome.step,
-                  "seconds": round(outcome.seconds, 1), "devices": jax.device_count(),
-                  "best_step": outcome.best_step, "scores": outcome.scores}
-        if leads():
+            if not self.val:
+                self._keep(outcome.params, outcome.step, {})
             write_json(self.out / "report.json", report)
         return report
 
-    def _summary(self, config: SamConfig) -> str:
+    def _summary(self) -> str:
         """What will be done, in a line."""
         devices, recipe = jax.device_count(), self.recipe
         pictures = sum(map(len, self.sources["train"]))
-        several = "" if devices == 1 else f" over {devices} devices ({self.sharding})"
-        return (f"{config.name}, {config.dtype}: {recipe.steps:,} steps of {recipe.batch} of {pictures:,} pictures"
-                f"{several}, {recipe.rounds} rounds of at most {recipe.objects} masks each")
+        several = "" if self.sharding == "one" else f" over {devices} devices ({self.sharding})"
+        return (f"{self.config.name}, {self.running.dtype}: {recipe.steps:,} steps of {recipe.batch} of {pictures:,} "
+                f"pictures{several}, {recipe.rounds} rounds of at most {recipe.objects} masks each")
 
-    def _pipeline(self, config: SamConfig, sources: Sequence[Source]):
+    def _pipeline(self, sources: Sequence[Source]):
         options, processes = self.options, jax.process_count()
         weights = None if options.balance == 1 else [len(source) ** options.balance for source in sources]
         asked = self.recipe.pipeline()
-        return make_pipeline(sources, training_config(config, self.recipe), seed=options.seed, weights=weights,
-                             workers=options.workers, report=self.say, process_index=jax.process_index(),
-                             process_count=processes, **asked | {"batch": asked["batch"] // processes})
+        return make_pipeline(sources, training_config(self.running, self.recipe), seed=options.seed, weights=weights,
+                             workers=options.workers, process_index=jax.process_index(), process_count=processes,
+                             **asked | {"batch": asked["batch"] // processes})
 
-    def _names(self, k: int, config: SamConfig) -> list[str]:
+    def _names(self, k: int) -> list[str]:
         """The pictures of batch k, of this process: it is made once more, and what is read is listened to."""
         heard: list[str] = []
-        self._pipeline(config, [Listening(source, heard) for source in self.sources["train"]]).batches[k]
+        self._pipeline([Listening(source, heard) for source in self.sources["train"]]).batches[k]
         return heard
 
     def _evaluate(self, params: dict, step: int) -> dict:
         """Mean IoU in percent over the objects of all that is validated on, of which each process looks at its
         share."""
+        *sums, count = gathered(attempted(lambda: self._sums(params))).sum(0).tolist()
+        if not count:
+            raise InputError("there is no object to validate on: give other data as --val, or --evaluate-every 0")
+        found = {name: 100.0 * total / count for name, total in zip(NAMES, sums)}
+        return {"score": (found["point"] + found["box"]) / 2} | found
+
+    def _sums(self, params: dict) -> np.ndarray:
+        """Of each score over this process's objects, and how many these are; bad pictures are named, once."""
         from samjax.evaluate import score
 
         sam, sums = self._model(params), np.zeros(len(NAMES) + 1)
         for source in self.val:
             mine = source.select(dealt(len(source)))
-            rows = score(sam, mine).rows if any(mine.record(i).objects for i in range(len(mine))) else []
+            try:
+                report = score(sam, mine)
+                rows, failures = report.rows, report.failures
+            except NoObjects as error:
+                rows, failures = [], error.failures
+            self._name(source, failures)
             sums += [*(sum(row.scores[name] for row in rows) for name in NAMES), len(rows)]
-        *sums, count = gathered(sums).sum(0).tolist()
-        found = {name: 100.0 * total / max(count, 1) for name, total in zip(NAMES, sums)}
-        return {"score": (found["point"] + found["box"]) / 2} | found
+        return sums
+
+    def _name(self, source: Source, failures: Sequence[tuple[str, str]]) -> None:
+        for name, reason in failures:
+            if (source.name, name) not in self.named:
+                self.named.add((source.name, name))
+                print(f"samjax: {source.name}: {name}: {reason}; passed over", file=sys.stderr, flush=True)
 
     def _model(self, params: dict) -> Sam:
         """For inference, on this process's devices."""
@@ -165,7 +190,8 @@ class _Training:
 
     def _keep(self, params: dict, step: int, scores: dict) -> None:
         if leads():
-            checkpoint.save_model(self.out / "model", self.config, nest(start.stored(self.config, params)), self.extras)
+            tensors = nest(start.stored(self.config, params))
+            checkpoint.save_model(self.out / "model", self.config, tensors, self.begun.extras)
 
 
 def _silent(text: str) -> None:

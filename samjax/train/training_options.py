@@ -1,7 +1,7 @@
 """What a training by a recipe is asked to do, and the recipe that follows. No JAX here: a wrong option is answered at
 once."""
 
-import dataclasses
+import contextlib
 import json
 import os
 from collections.abc import Sequence
@@ -13,9 +13,9 @@ from samjax.train import recipe as recipes
 from samjax.train.recipe import Recipe
 
 MODELS = {"vit_b": VIT_B, "vit_l": VIT_L, "vit_h": VIT_H, "mobile_sam": VIT_T, "lite_medsam": LITE_MEDSAM}
+PAPER = ("vit_b", "vit_l", "vit_h")  # models that have a recipe of their own
 REMATS = {"none": False, "products": "products", "blocks": True}
 DEEP = 24  # blocks of a ViT from which memory is worth more than the time to compute anew
-CONDUCT = ("out", "val", "val_objects", "evaluate_every", "save_every", "keep", "workers", "sharding", "fsdp", "remat")
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class TrainingOptions:
         for name in ("batch", "steps", "objects", "accumulate", "lr", "image_size", "evaluate_every", "fsdp", "workers",
                      "seed"):
             if not 0 <= getattr(self, name) < float("inf"):
-                raise InputError(f"{_flag(name)} {getattr(self, name)}: it must not be below 0")
+                raise InputError(f"{_flag(name)} {getattr(self, name)}: it must be a number from 0 on")
         for name in ("val_objects", "save_every", "keep"):
             if getattr(self, name) < 1:
                 raise InputError(f"{_flag(name)} {getattr(self, name)}: it must be 1 or more")
@@ -69,13 +69,11 @@ class TrainingOptions:
         return self
 
     def identity(self) -> dict:
-        """All that must not change when a run is taken up again; JSON-able. What only conducts it is left out."""
-        values = {name: value for name, value in dataclasses.asdict(self).items() if name not in CONDUCT}
-        values["data"] = [os.path.abspath(path) for path in self.data]
-        for name in ("model", "init", "encoder"):
-            if values[name] and os.path.exists(values[name]):
-                values[name] = os.path.abspath(values[name])
-        return values | {"settings": sorted(self.settings), "version": 1}
+        """What beside model and recipe must not change when a run is taken up again; JSON-able. What only conducts it
+        is left out."""
+        values = {name: getattr(self, name) for name in ("masks", "balance", "dtype", "seed", "val_objects")}
+        values["images"] = os.path.abspath(self.images) if self.images else ""
+        return values | {name: [os.path.abspath(path) for path in getattr(self, name)] for name in ("data", "val")}
 
 
 def config_of(options: TrainingOptions) -> SamConfig:
@@ -91,7 +89,10 @@ def config_of(options: TrainingOptions) -> SamConfig:
     except FileNotFoundError:
         raise InputError(f"--model {name}: none of {', '.join(MODELS)}, and no such file (to go on from a model's "
                          "weights: --init)") from None
-    except (OSError, ValueError, TypeError, AttributeError) as error:
+    except OSError as error:
+        raise InputError(f"--model {name}: cannot be read as a model's description ({error.strerror}); to go on from a "
+                         "model's weights: --init") from None
+    except (ValueError, TypeError, AttributeError) as error:
         raise InputError(f"--model {name}: describes no model: {str(error).splitlines()[0]}") from None
 
 
@@ -102,7 +103,7 @@ def recipe_of(options: TrainingOptions, model: str) -> Recipe:
     Where only the number of steps is given, the drops of the rate keep their share of it, and the warm-up is at most a
     fifth. Raises InputError.
     """
-    preset = options.recipe or (model if model in recipes.PRESETS else "vit_b")
+    preset = options.recipe or (model if model in PAPER else "vit_b")
     usual = recipes.preset(preset)
     given = {name: getattr(options, name) for name in ("batch", "steps", "objects", "accumulate", "lr")
              if getattr(options, name)}
@@ -110,6 +111,8 @@ def recipe_of(options: TrainingOptions, model: str) -> Recipe:
         name, equals, value = text.partition("=")
         if not equals:
             raise InputError(f"--set {text}: write NAME=VALUE, such as drop_path=0.1")
+        if name.strip() == "preset":
+            raise InputError(f"--set {text}: give --recipe {value.strip()}")
         given[name.strip()] = _value(value.strip())
     steps = given.get("steps", usual.steps)
     if isinstance(steps, int) and steps != usual.steps:
@@ -133,7 +136,7 @@ def _flag(name: str) -> str:
 
 
 def _value(text: str):
-    try:
-        return json.loads(text)
-    except ValueError:
-        return text
+    for read in (json.loads, float):
+        with contextlib.suppress(ValueError):
+            return read(text)
+    return text

@@ -47,11 +47,20 @@ def address() -> str:
         return f"localhost:{free.getsockname()[1]}"
 
 
-def toys(out, wait: float, told=None) -> list[dict]:
+def toys(out, *more, wait: float = 0.0, told=None) -> list[tuple[int, str, str]]:
     where = address()
-    ended = two("toy_loop.py", lambda i: [str(out), str(STEPS), str(wait), where, str(i)], told=told)
+    return two("toy_loop.py", lambda i: [str(out), str(STEPS), str(wait), where, str(i), *more], told=told)
+
+
+def outcomes(ended) -> list[dict]:
     assert [status for status, _, _ in ended] == [0, 0], ended
     return [json.loads(out.splitlines()[-1]) for _, out, _ in ended]
+
+
+def kernel_and_losses(out):
+    """Of one process that nothing happens to."""
+    alone = toy_loop.run(out, steps=STEPS)
+    return alone.params["mask_decoder"]["kernel"], [line["loss"] for line in read(out / "metrics.jsonl")[0]]
 
 
 def test_a_signal_to_one_ends_both_and_they_go_on(tmp_path):
@@ -63,16 +72,38 @@ def test_a_signal_to_one_ends_both_and_they_go_on(tmp_path):
             time.sleep(0.05)
         both[1].send_signal(signal.SIGTERM)
 
-    first = toys(tmp_path, 0.1, tell)
+    first = outcomes(toys(tmp_path, wait=0.1, told=tell))
     assert first[0] == first[1] and first[0]["reason"] == "SIGTERM" and 5 <= first[0]["step"] < STEPS
-    last = toys(tmp_path, 0.0)
+    last = outcomes(toys(tmp_path))
     assert last[0] == last[1] and last[0]["reason"] == "done" and last[0]["resumed"] == first[0]["step"]
     assert last[0]["scores"] == {str(step): {"score": 1.0} for step in (0, 20, 40)}
-    alone = toy_loop.run(tmp_path / "alone", steps=STEPS)
-    np.testing.assert_allclose(last[0]["kernel"], alone.params["mask_decoder"]["kernel"], atol=1e-6)
-    once, twice = (read(path / "metrics.jsonl")[0] for path in (tmp_path / "alone", tmp_path))
-    assert [line["step"] for line in twice] == [line["step"] for line in once]
-    np.testing.assert_allclose([line["loss"] for line in twice], [line["loss"] for line in once], rtol=1e-5)
+    kernel, losses = kernel_and_losses(tmp_path / "alone")
+    np.testing.assert_allclose(last[0]["kernel"], kernel, atol=1e-6)
+    steps = read(tmp_path / "metrics.jsonl")[0]
+    assert [line["step"] for line in steps] == [*range(1, STEPS + 1)]
+    np.testing.assert_allclose([line["loss"] for line in steps], losses, rtol=1e-5)
+
+
+def test_an_error_in_one_ends_both_and_one_process_goes_on(tmp_path):
+    """Both say so at once, and the steps in which one had nothing to give are not saved. What two processes saved one
+    takes up, and two what one saved."""
+    toy_loop.run(tmp_path, steps=STEPS, plan=Plan(save_every=3), batches=toy_loop.Numbers({7: _interrupt}))
+    begun = time.monotonic()
+    ended = toys(tmp_path, "20", wait=0.05)
+    assert [status for status, _, _ in ended] == [1, 1] and time.monotonic() - begun < 100
+    assert "error: a picture is broken" in ended[1][2] and "error: process 1 failed, and says why" in ended[0][2]
+    assert not [path for path in (tmp_path / "checkpoints").iterdir() if path.name.startswith("damaged")]
+    steps = max(int(path.name) for path in (tmp_path / "checkpoints").iterdir() if path.name.isdigit())
+    assert 7 < steps <= 20
+    outcome = toy_loop.run(tmp_path, steps=STEPS, plan=Plan(save_every=3))
+    assert outcome.resumed == steps and outcome.reason == "done"
+    kernel, losses = kernel_and_losses(tmp_path / "alone")
+    np.testing.assert_allclose(outcome.params["mask_decoder"]["kernel"], kernel, atol=1e-6)
+    np.testing.assert_allclose([line["loss"] for line in read(tmp_path / "metrics.jsonl")[0]], losses, rtol=1e-5)
+
+
+def _interrupt():
+    os.kill(os.getpid(), signal.SIGINT)
 
 
 @pytest.mark.skipif(not os.environ.get("SAMJAX_THOROUGH"), reason="SAMJAX_THOROUGH=1 asks for it")

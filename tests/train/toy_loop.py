@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import quick_programs  # noqa: F401 (the same programs in a process of its own)
 
+from samjax.errors import InputError
 from samjax.train import loop, together
 from samjax.train.loop import Plan
 from samjax.train.recipe import FINETUNE
@@ -90,14 +91,21 @@ def run(out, batches=None, steps: int = 40, plan: Plan = PLAN, **settings):
         loop.init_state, loop.make_step = before
 
 
-def one_of_two(out, steps: int, wait: float, address: str, process: int) -> None:
-    """Prints how it ended."""
+def one_of_two(out, steps: int, wait: float, address: str, process: int, fails: int = -1) -> None:
+    """Prints how it ended. fails: the batch that the second process cannot make."""
     jax.distributed.initialize(address, 2, process)
     together.SECONDS = 0.3
     mine = slice(process * ROWS // 2, (process + 1) * ROWS // 2)
     evaluate = lambda params, step: {"score": float(together.gathered(process).sum())}  # 1, if both are heard
-    outcome = run(out, Numbers(wait=wait, rows=mine), steps, Plan(save_every=3, evaluate_every=20, sharding="data"),
-                  evaluate=evaluate)
+    def fail():
+        raise InputError("a picture is broken")
+
+    batches = Numbers({fails: fail} if process else {}, wait, rows=mine)
+    plan = Plan(save_every=3, evaluate_every=20, sharding="data")
+    try:
+        outcome = run(out, batches, steps, plan, evaluate=evaluate)
+    except InputError as error:
+        sys.exit(f"error: {error}")
     print(json.dumps({"reason": outcome.reason, "step": outcome.step, "resumed": outcome.resumed,
                       "scores": outcome.scores, "kernel": outcome.params["mask_decoder"]["kernel"].tolist()}))
 
@@ -105,6 +113,6 @@ def one_of_two(out, steps: int, wait: float, address: str, process: int) -> None
 if __name__ == "__main__":
     out, steps, wait, *place = sys.argv[1:]
     if place:
-        one_of_two(out, int(steps), float(wait), place[0], int(place[1]))
+        one_of_two(out, int(steps), float(wait), place[0], *map(int, place[1:]))
     else:
         run(out, Numbers(wait=float(wait)), int(steps), Plan(save_every=3))

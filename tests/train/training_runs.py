@@ -21,6 +21,18 @@ def prepare(place):
     return place
 
 
+def empty(folder):
+    """Two pictures whose masks are empty."""
+    import numpy as np
+    from PIL import Image
+
+    for name in ("images", "masks"):
+        (folder / name).mkdir(parents=True)
+    for i in range(2):
+        Image.fromarray(np.zeros((48, 64, 3), np.uint8)).save(folder / "images" / f"{i}.png")
+        Image.fromarray(np.zeros((48, 64), np.uint16)).save(folder / "masks" / f"{i}.png")
+
+
 def words(place, out, *more, val: bool = True, steps: int = 6):
     """The command: eight pictures a step, one round."""
     validated = ["--val", str(place / "val")] if val else []
