@@ -205,7 +205,7 @@ class Noise:
 
 
 class QuickStep(OneStep):
-    def __init__(self, step, sharding):
+    def __init__(self, step, *sharding):
         self._run = jitted(step, donate_argnums=0)
 
 
