@@ -79,6 +79,8 @@ class _Training:
     def _check(self) -> None:
         """Raises InputError for what cannot be trained on these devices."""
         options, recipe, devices = self.options, self.recipe, 1 if self.sharding == "one" else jax.device_count()
+        if recipe.train.startswith("lora"):
+            raise InputError("low-rank factors are for fine-tuning: samjax finetune --train lora")
         if self.sharding == "one" and jax.process_count() > 1:
             raise InputError("several processes need --sharding pmap, data or fsdp")
         if recipe.batch % devices:

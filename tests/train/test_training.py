@@ -97,6 +97,7 @@ def test_without_anything_to_validate_on_the_last_model_is_kept(place, monkeypat
     (["--sharding", "fsdp", "--fsdp", "3"], "8 devices cannot form groups of so many"),
     (["--set", "decoder_depth=3"], "--set decoder_depth=0 keeps it"),
     (["--set", "preset=vit_h"], "give --recipe vit_h"),
+    (["--set", "train=lora"], "samjax finetune --train lora"),
     (["--set", "drop_paths=0"], "did you mean 'drop_path'?"),
     (["--set", "drop_path"], "write NAME=VALUE"),
     (["--fsdp", "2"], "it needs --sharding fsdp"),
