@@ -5,7 +5,6 @@ The paper starts from MAE's ViT-H; the window, the relative positions and the ne
 
 import math
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +18,7 @@ from samjax.errors import InputError
 
 OURS = "image_encoder."
 BESIDE = ("cls_token", "mask_token", "norm.", "fc_norm.", "head.", "decoder_")  # what is of no use here
+PATCHES = "patch_embed.proj.weight"
 NOT_THERE = ("rel_pos_h", "rel_pos_w", "neck")
 
 
@@ -26,8 +26,10 @@ def read_pretrained(path, config: SamConfig) -> dict[str, np.ndarray]:
     """What a pretrained ViT's `.pth` or `.safetensors` gives to the encoder of a model: path -> float32 array.
 
     Paths are those of `convert.table`, such as image_encoder/blocks_0/attn/qkv/kernel. image_encoder/pos_embed is
-    (g, g, c) as in the file, whose pictures had g x g patches, without the class token's. Raises InputError: not a ViT
-    of this width and depth, a tensor missing, of another shape, or unknown.
+    (g, g, c) as in the file, whose pictures had g x g patches, without the class token's; and the patches may be of
+    another side than the model's (MAE's ViT-H has 14 x 14 pixels), as image_encoder/patch_embed/kernel then is.
+
+    Raises InputError: not a ViT of this width and depth, a tensor missing, of another shape, or unknown.
     """
     path = Path(path)
     if not isinstance(config.encoder, ViT):
@@ -35,8 +37,8 @@ def read_pretrained(path, config: SamConfig) -> dict[str, np.ndarray]:
     if not path.is_file():
         raise InputError(f"{path}: no such file")
     found = dict(read_safetensors(path) if path.suffix.lower() == ".safetensors" else read_torch(path))
-    wanted = {_name(row): row for row in rows(replace(config, encoder=replace(config.encoder, scan=False)))
-              if row.official.startswith(OURS) and not any(part in row.path for part in NOT_THERE)}
+    wanted = {_name(row): row for row in rows(config) if row.official.startswith(OURS)
+              and not any(part in row.path for part in NOT_THERE)}
     _check(path, config, wanted, found)
     read = lambda name, row: (_positions if name == "pos_embed" else _array)(path, found[name], row)
     return {row.path: read(name, row) for name, row in wanted.items()}
@@ -55,7 +57,10 @@ def _check(path: Path, config: SamConfig, wanted: Mapping[str, Row], found: Mapp
     if unknown := sorted(name for name in set(found) - set(wanted) if not name.startswith(BESIDE)):
         raise InputError(f"{path}: is no pretrained ViT for {what}: that has no {unknown[0]}")
     for name, row in wanted.items():
-        if name != "pos_embed" and tuple(found[name].shape) != tuple(row.torch_shape):
+        shape, usual = tuple(found[name].shape), tuple(row.torch_shape)
+        if name == PATCHES and len(shape) == 4 and shape[2] == shape[3]:
+            shape, usual = shape[:2], usual[:2]
+        if name != "pos_embed" and shape != usual:
             raise InputError(f"{path}: is no pretrained ViT for {what}: {name} is {tuple(found[name].shape)}, not "
                              f"{tuple(row.torch_shape)}")
 

@@ -10,10 +10,10 @@ Everything is collected in experiments/results/finetune.json, of runs with a --l
 done already are not done again. Two cores of a CPU, minutes as given for each set, at most 20.
 
 Result, one point and box, minutes of a busy machine: isbi_em (10) 24 -> 63 and 73.9 -> 77.5; dsb2018 (15) 72 -> 76 and
-84.5 -> 84.6; cwfid (12) 41 -> 52 and 72.9 -> 74.1; magnetic_tile (12) 47 -> 57 and 75.1 -> 75.3; kolektorsdd (14) 1 -> 55
-and 44.7 -> 56.3; crackforest (14) 1 -> 16 and 16.1 -> 32.9. What coco128seg loses is least where its train split is mixed
-in: kolektorsdd's 52.0 / 73.7 -> 28.5 / 31.1 without and 51.3 / 72.6 with it, crackforest's 17.0 / 18.9 and 51.2 / 69.3.
-"commit" in the record says how each was made; isbi_em's is from before losses were taken on a finer grid.
+84.5 -> 84.6; cwfid (12) 41 -> 52 and 72.9 -> 74.1; magnetic_tile (12) 47 -> 57 and 75.1 -> 75.3; kolektorsdd (14) 1 ->
+55 and 44.7 -> 56.3; crackforest (14) 1 -> 16 and 16.1 -> 32.9. What coco128seg loses is least where its train split is
+mixed in: kolektorsdd's 52.0 / 73.7 -> 28.5 / 31.1 without and 51.3 / 72.6 with it, crackforest's 17.0 / 18.9 and 51.2 /
+69.3. "commit" in the record says how each was made; isbi_em's is from before losses were taken on a finer grid.
 """
 
 import argparse

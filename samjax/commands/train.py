@@ -108,7 +108,7 @@ def run(args) -> int:
     options = TrainingOptions(**names | {"out": args.out or ""}).check()
     if not args.out and not args.check:
         raise InputError("--out DIR is needed: where the model is written")
-    if args.processes is not None and args.coordinator is None:
+    if args.processes is not None and args.coordinator is None and not args.distributed:
         raise InputError("processes that train together must reach each other: give --coordinator HOST:PORT too")
     recipe_of(options, config_of(options).name)  # what is wrong with it is said at once
     if args.out:
@@ -134,6 +134,8 @@ def _train(args, options, sources: dict, say) -> int:
         report = training.run(options, sources, restart=args.restart, say=say, shown=not args.json)
     except Diverged as error:
         return complain(f"error: {error} (--lr, --restart)", 1)
+    except SystemExit:  # SIGTERM while nothing was trained
+        return complain(f"stopped by SIGTERM; the same command goes on: --out {args.out}", 0)
     if "stopped" in report:
         return stopped(args, report)
     if training.leads():

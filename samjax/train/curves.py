@@ -29,7 +29,7 @@ def draw(out) -> Path | None:
         axes.grid(alpha=0.3)
         axes.legend(fontsize="small")
     path = Path(out) / "curves.png"
-    temporary = path.with_name(f".curves.{os.getpid()}.png")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     FigureCanvasAgg(figure).print_png(temporary)
     os.replace(temporary, path)
     return path

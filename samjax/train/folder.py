@@ -30,12 +30,13 @@ def claim(out: Path, job: dict, usual: dict, own: Sequence[str], restart: bool, 
         except (ValueError, KeyError, TypeError, AttributeError):
             changes = [f"its {JOB} cannot be read"]
         if not changes and not restart:
+            _tidy(out, own)
             return finished(out)
         if changes and not restart:
             raise InputError(f"{out} holds another {what} ({'; '.join(changes)}): choose another --out, or give "
                              "--restart to replace it")
     if out.is_dir():
-        _only_own(out, own)
+        _only_own(out, own if (out / JOB).exists() else (JOB, *kept))
         if restart:
             _clear(out, own, kept)
     write_json(out / JOB, job)
@@ -68,6 +69,18 @@ def _is_own(name: str, own: Sequence[str]) -> bool:
 def _only_own(out: Path, own: Sequence[str]) -> None:
     if others := sorted(entry.name for entry in out.iterdir() if not _is_own(entry.name, own)):
         raise InputError(f"{out} holds other files, such as {others[0]}: choose another --out")
+
+
+def _tidy(out: Path, own: Sequence[str]) -> None:
+    """Removes what was being written when a run was killed; what was being replaced goes back to its place."""
+    for path in [path for path in out.iterdir() if path.name not in own and _is_own(path.name, own)]:
+        known = next(name for name in own if path.name.startswith(f".{name}."))
+        if path.name.endswith(".old") and not (out / known).exists():
+            path.rename(out / known)
+        elif path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def _clear(out: Path, own: Sequence[str], kept: Sequence[str]) -> None:

@@ -84,8 +84,9 @@ def train(config: SamConfig, recipe: Recipe, params: dict, batches: Iterable, ou
             it is the best so far. names(k) names the pictures of batch k, for messages.
         report: gets a line for each evaluation and for what is remarkable. shown: a progress line on a terminal.
 
-    SIGTERM and SIGINT end it after the step at hand, saved; several processes end together, within seconds, whichever
-    one it came to. Raises Diverged, with the last good state saved, and
+    SIGTERM and SIGINT end it after the step at hand, saved; several processes end together, seconds later or after the
+    evaluation at hand, whichever one it came to. What one of them fails at ends them all, from the last checkpoint on.
+    Raises Diverged, with the last good state saved, and
     InputError: batches of a wrong form, a checkpoint of another run, a full disk.
     """
     run = _Run(config, recipe, plan, Path(out), trains or partial(trained, recipe), step)
@@ -97,7 +98,7 @@ def train(config: SamConfig, recipe: Recipe, params: dict, batches: Iterable, ou
         if hasattr(iterator, "close"):
             stack.callback(iterator.close)
         run.open(params, seed, iterator, saved)
-        log.rewind(run.k, run.scores)
+        attempted(lambda: log.rewind(run.k, run.scores))
         with Progress(run.k, run.total, shown and first) as progress:
             reason = _steps(run, iterator, signals, saved, log, progress)
         run.save(saved, iterator, wait=True)
@@ -107,15 +108,15 @@ def train(config: SamConfig, recipe: Recipe, params: dict, batches: Iterable, ou
 
 def _steps(run: "_Run", iterator, signals: "_Signals", saved: Checkpoints, log: Metrics, progress: Progress) -> str:
     """The loop itself; why it ended."""
-    waiting, alarm, error, batch = None, Alarm(), None, None
+    waiting, alarm, batch = None, Alarm(), None
     while True:
         ended = run.ended()
         judges = run.due() or (ended and run.evaluate and run.k not in run.scores)
         saves = run.k != run.saved_at and run.k % run.plan.save_every == 0
-        number = FAILED + jax.process_index() if error else signals.number
+        number = FAILED + jax.process_index() if run.error else signals.number
         heard = alarm(run.k, number, run.pace, bool(judges or saves or ended))
         if heard >= FAILED:
-            raise error or elsewhere(heard - FAILED)
+            raise run.error or elsewhere(heard - FAILED)
         if judges:
             waiting = run.look_at(waiting, log, progress, iterator, saved)
             with progress.pause():
@@ -131,12 +132,16 @@ def _steps(run: "_Run", iterator, signals: "_Signals", saved: Checkpoints, log: 
             run.look_at(waiting, log, progress, iterator, saved)
             return signal.Signals(stopped).name if stopped else ended
         try:
-            batch = _next(run, iterator)
+            coming = partial(_next, run, iterator)
+            batch = attempted(coming) if batch is None else coming()
         except Exception as problem:
+            if signals.number and jax.process_count() == 1:  # it ended the data's workers too
+                run.look_at(waiting, log, progress, iterator, saved)
+                return signal.Signals(signals.number).name
             if jax.process_count() == 1 or batch is None:
                 raise
             # The others are at this step already: this process takes part with nothing until it can tell them.
-            error, batch = error or problem, batch | {"valid": np.zeros_like(batch["valid"])}
+            run.error, batch = run.error or problem, batch | {"valid": np.zeros_like(batch["valid"])}
         metrics = run.step(batch)
         run.look_at(waiting, log, progress, iterator, saved)  # of the step before, while this one runs
         waiting = run.k, metrics, len(batch["valid"])
@@ -165,6 +170,7 @@ class _Run:
         self.wrapped = spread(step, plan.sharding, plan.fsdp)
         self.k, self.saved_at, self.resumed, self.total = 0, None, None, recipe.steps
         self.scores, self.best, self.best_step, self.since = {}, None, None, 0
+        self.error = None  # of this process, until the others are told
         self.before, self.start, self.pace, self.last = 0.0, time.perf_counter(), None, None
         self.evaluated = self.start, 0.0  # the last time, and how long it took
 
@@ -257,10 +263,22 @@ class _Run:
             self.pace = took if self.pace is None else 0.8 * self.pace + 0.2 * took
             rate = images * jax.process_count() / max(took, 1e-9)
         self.last = now
-        log.step(step, metrics | {"seconds": round(self.seconds, 3), "images_per_second": rate})
-        progress.step(step, self.total, metrics["loss"], images / self.pace if self.pace else math.nan)
+        self._guarded(log.step, step, metrics | {"seconds": round(self.seconds, 3), "images_per_second": rate})
+        usual = images * jax.process_count() / self.pace if self.pace else math.nan
+        progress.step(step, self.total, metrics["loss"], usual)
+
+    def _guarded(self, work: Callable, *args) -> None:
+        """work(*args), which one process does: what it fails at waits until the others can be told."""
+        try:
+            work(*args)
+        except Exception as problem:
+            if jax.process_count() == 1:
+                raise
+            self.error = self.error or problem
 
     def _diverged(self, step: int, metrics: dict, iterator, saved: Checkpoints) -> None:
+        if self.error:
+            raise self.error
         self.save(saved, iterator, wait=True)
         named = ""
         with contextlib.suppress(Exception):
@@ -285,7 +303,7 @@ class _Run:
             self.best, self.best_step = scores["score"], self.k
             if self.improved is not None:
                 attempted(lambda: self.improved(params, self.k, scores))
-        log.evaluation(self.k, scores)
+        self._guarded(log.evaluation, self.k, scores)
         self.report(f"step {self.k}: " + ", ".join(f"{name} {value:.4g}" for name, value in scores.items()))
         now = time.perf_counter()
         self.last, self.evaluated = None, (now, now - begun)

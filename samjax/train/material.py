@@ -1,4 +1,4 @@
-"""What a fine-tuning learns from: its sources, checked; embeddings made once; a thinner copy for quick scores."""
+"""What a training learns from: its sources, checked; embeddings made once; a thinner copy for quick scores."""
 
 import contextlib
 import hashlib

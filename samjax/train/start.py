@@ -19,18 +19,17 @@ from samjax.model.image_encoder import group_shape
 from samjax.model.resize import resize_positions
 from samjax.model.sam import init
 from samjax.model.stack import stack_blocks, unstack_blocks
-from samjax.train import lora
 from samjax.train.recipe import Recipe
 from samjax.train.training_options import TrainingOptions, config_of, remat_of
 from samjax.weights import resolve
 
-POSITIONS = "image_encoder/pos_embed"
+RESIZED = ("image_encoder/pos_embed", "image_encoder/patch_embed/kernel")  # where a pretrained ViT's have other sides
 
 
 class Start(NamedTuple):
     """config: of the files that result. given: what is known of the parameters before anything is drawn, by path as
-    files hold them; all of them, or a pretrained encoder's, whose positions may be on another grid. extras: of the file
-    that was read. sources: files that decide what the run is."""
+    files hold them; all of them, or a pretrained encoder's. extras: of the file that was read. sources: files that
+    decide what the run is."""
 
     config: SamConfig
     given: dict
@@ -47,9 +46,9 @@ def describe(options: TrainingOptions) -> Start:
         if model.int8:
             raise InputError(f"{path} holds int8 weights, which cannot be trained: start from the float32 model")
         given = {name: tensor.load() for name, tensor in model.tensors.items()}
-        found = Start(model.config, given, model.extras, (path,))
+        found = Start(plain(model.config), given, model.extras, (path,))
     else:
-        config = replace(convert.stored_form(config_of(options)), dtype="float32")
+        config = plain(config_of(options))
         given = read_pretrained(options.encoder, config) if options.encoder else {}
         found = Start(config, given, {}, (Path(options.encoder),) if options.encoder else ())
     remat_of(options, found.config)
@@ -58,6 +57,13 @@ def describe(options: TrainingOptions) -> Start:
         config, params = resize_positions(found.config, nest(found.given), size)
         return found._replace(config=config, given=convert.flatten(params))
     return found._replace(config=replace(found.config, image_size=size))
+
+
+def plain(config: SamConfig) -> SamConfig:
+    """As files should have it, without what belongs to a training."""
+    config = convert.stored_form(config)
+    return replace(config, dtype="float32", encoder=replace(config.encoder, remat=False, drop_path=0.0),
+                   decoder=replace(config.decoder, dropout=0.0, mixed=False))
 
 
 def deepened(start: Start, recipe: Recipe) -> Start:
@@ -77,9 +83,8 @@ def begin(start: Start, seed: int) -> dict:
     if "mask_decoder/iou_token" not in flat:
         # Compiled, so that the forward pass that Flax traces for the shapes is not run.
         drawn = stored(start.config, jax.jit(partial(init, scanned(start.config)))(jax.random.key(seed)))
-        if POSITIONS in flat:
-            flat[POSITIONS] = jax.image.resize(jnp.asarray(flat[POSITIONS]), drawn[POSITIONS].shape, "bicubic",
-                                               antialias=False)
+        for path in set(RESIZED) & set(flat):
+            flat[path] = jax.image.resize(jnp.asarray(flat[path]), drawn[path].shape, "bicubic", antialias=False)
         flat = drawn | flat
     params = nest(flat)
     if stackable(start.config):
@@ -99,8 +104,8 @@ def scanned(config: SamConfig) -> SamConfig:
 
 
 def stored(config: SamConfig, params: dict) -> dict:
-    """Parameters as files hold them, by path: low-rank factors merged, blocks apart."""
-    return convert.flatten(unstack_blocks(scanned(config), lora.merge(params))[1])
+    """Parameters as files hold them, by path, blocks apart."""
+    return convert.flatten(unstack_blocks(scanned(config), params)[1])
 
 
 def stackable(config: SamConfig) -> bool:

@@ -32,7 +32,7 @@ def attempted(work: Callable[[], Result]) -> Result:
     result = error = None
     try:
         result = work()
-    except Exception as problem:
+    except BaseException as problem:  # a signal's too
         error = problem
     failed = gathered(np.int32(error is not None))
     if error is not None:

@@ -26,7 +26,7 @@ from samjax.errors import InputError
 from samjax.evaluate.pictures import NoObjects
 from samjax.model.fold import fold_batch_norm
 from samjax.predict import Sam
-from samjax.train import lora, start
+from samjax.train import start
 from samjax.train.folder import claim
 from samjax.train.loop import Outcome, Plan, train
 from samjax.train.material import Listening, Thinned, names_hash, names_of, write_json
@@ -36,6 +36,7 @@ from samjax.train.step import training_config
 from samjax.train.together import attempted, dealt, gathered
 from samjax.train.training_options import TrainingOptions, recipe_of
 
+TO = {"train": "train on", "val": "validate on"}
 OWN = ("job.json", "report.json", "metrics.jsonl", "curves.png", "checkpoints", "tensorboard", "model")
 
 
@@ -74,11 +75,16 @@ class _Training:
         scored = sources["val"] if options.evaluate_every else []
         self.val, self.named = [Thinned(source, options.val_objects) for source in scored if len(source)], set()
         self.sharding = options.sharding or ("one" if jax.device_count() == 1 else "data")
+        self.devices = 1 if self.sharding == "one" else jax.device_count()
         self._check()
 
     def _check(self) -> None:
         """Raises InputError for what cannot be trained on these devices."""
-        options, recipe, devices = self.options, self.recipe, 1 if self.sharding == "one" else jax.device_count()
+        options, recipe, devices = self.options, self.recipe, self.devices
+        for part, sources in self.sources.items():
+            for source in sources:
+                if not len(source):
+                    raise InputError(f"{source.name}: no pictures with masks to {TO[part]}")
         if recipe.train.startswith("lora"):
             raise InputError("low-rank factors are for fine-tuning: samjax finetune --train lora")
         if self.sharding == "one" and jax.process_count() > 1:
@@ -99,9 +105,10 @@ class _Training:
         """Makes options.out this run's; its report if it is done already. Raises InputError."""
         from samjax.job import fingerprint
 
-        asked = self.options.identity() | to_dict(self.recipe) | {"config": config_dict(self.config)}
+        recipe = {name: value for name, value in to_dict(self.recipe).items() if name != "accumulate"}
+        asked = self.options.identity() | recipe | _flat(config_dict(self.config))
         job = {"samjax": 1, "options": asked, "init": [fingerprint(path) for path in self.begun.sources],
-               "pictures": names_hash(names_of(self.sources["train"]))}
+               "pictures": names_hash(names_of([*self.sources["train"], *self.sources["val"]]))}
         return claim(self.out, job, {}, OWN, restart, "training")
 
     def run(self) -> dict:
@@ -110,9 +117,10 @@ class _Training:
                     sharding=self.sharding, fsdp=options.fsdp)
         judged = {"evaluate": self._evaluate, "improved": self._keep} if self.val else {}
         self.say(self._summary())
-        outcome = train(self.running, self.recipe, start.begin(self.begun, options.seed), self._pipeline(
-            self.sources["train"]), self.out, plan, seed=options.seed, names=self._names, report=self.say,
-            shown=self.shown, **judged)
+        params, batches = attempted(lambda: (start.begin(self.begun, options.seed),
+                                             self._pipeline(self.sources["train"])))
+        outcome = train(self.running, self.recipe, params, batches, self.out, plan, seed=options.seed,
+                        names=self._names, report=self.say, shown=self.shown, **judged)
         if outcome.reason.startswith("SIG"):
             return {"stopped": outcome.reason, "step": outcome.step}
         return attempted(lambda: self._report(outcome))
@@ -120,21 +128,21 @@ class _Training:
     def _report(self, outcome: Outcome) -> dict:
         """Written by the first process, for which the others wait."""
         report = {"options": self.options.identity(), "recipe": to_dict(self.recipe), "steps": outcome.step,
-                  "seconds": round(outcome.seconds, 1), "devices": jax.device_count(),
+                  "seconds": round(outcome.seconds, 1), "devices": self.devices,
                   "best_step": outcome.best_step, "scores": {str(step): one for step, one in outcome.scores.items()}}
         if leads():
-            with contextlib.suppress(OSError):
-                from samjax.train.curves import draw
-
-                draw(self.out)
             if not self.val:
                 self._keep(outcome.params, outcome.step, {})
             write_json(self.out / "report.json", report)
+            with contextlib.suppress(Exception):  # the picture is not worth a failure
+                from samjax.train.curves import draw
+
+                draw(self.out)
         return report
 
     def _summary(self) -> str:
         """What will be done, in a line."""
-        devices, recipe = jax.device_count(), self.recipe
+        devices, recipe = self.devices, self.recipe
         pictures = sum(map(len, self.sources["train"]))
         several = "" if self.sharding == "one" else f" over {devices} devices ({self.sharding})"
         return (f"{self.config.name}, {self.running.dtype}: {recipe.steps:,} steps of {recipe.batch} of {pictures:,} "
@@ -187,13 +195,22 @@ class _Training:
 
     def _model(self, params: dict) -> Sam:
         """For inference, on this process's devices."""
-        config, params = fold_batch_norm(start.scanned(self.config), lora.merge(params))
+        config, params = fold_batch_norm(start.scanned(self.config), params)
         return Sam(replace(config, dtype=self.options.dtype), jax.device_put(params))
 
     def _keep(self, params: dict, step: int, scores: dict) -> None:
         if leads():
             tensors = nest(start.stored(self.config, params))
             checkpoint.save_model(self.out / "model", self.config, tensors, self.begun.extras)
+
+
+def _flat(config: dict) -> dict:
+    """Its parts by name, so that a change can be named: "model encoder window"."""
+    flat = {}
+    for name, value in config.items():
+        flat |= {f"model {name} {part}": one for part, one in value.items()} if isinstance(value, dict) else {
+            f"model {name}": value}
+    return flat
 
 
 def _silent(text: str) -> None:

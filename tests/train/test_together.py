@@ -1,11 +1,13 @@
 """Several processes train as one: they end together, whichever one is told to, and go on as if nothing had been."""
 
+import contextlib
 import json
 import os
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -30,15 +32,23 @@ def two(script, words, *, told=None) -> list[tuple[int, str, str]]:
     """(status, stdout, stderr) of two processes of two devices; told(processes) is called while they run."""
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (HERE.parents[1], HERE, HERE.parent))),
                                 "XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu"}
-    both = [subprocess.Popen([sys.executable, HERE / script, *words(i)], env=environment, text=True,
-                             stdout=subprocess.PIPE, stderr=subprocess.PIPE) for i in range(2)]
-    try:
-        if told:
-            told(both)
-        return [(process.wait(timeout=300), *process.communicate()) for process in both]
-    finally:
-        for process in both:
-            process.kill()
+    with contextlib.ExitStack() as stack:
+        files = [[stack.enter_context(tempfile.TemporaryFile("w+")) for _ in range(2)] for _ in range(2)]
+        both = [subprocess.Popen([sys.executable, HERE / script, *words(i)], env=environment, stdout=out, stderr=err)
+                for i, (out, err) in enumerate(files)]
+        try:
+            if told:
+                told(both)
+            statuses = [process.wait(timeout=300) for process in both]
+        finally:
+            for process in both:
+                process.kill()
+        return [(status, *map(_text, pair)) for status, pair in zip(statuses, files)]
+
+
+def _text(file) -> str:
+    file.seek(0)
+    return file.read()
 
 
 def address() -> str:
@@ -102,6 +112,12 @@ def test_an_error_in_one_ends_both_and_one_process_goes_on(tmp_path):
     np.testing.assert_allclose([line["loss"] for line in read(tmp_path / "metrics.jsonl")[0]], losses, rtol=1e-5)
 
 
+def test_an_error_at_the_first_batch(tmp_path):
+    ended = toys(tmp_path, "0")
+    assert [status for status, _, _ in ended] == [1, 1]
+    assert "error: a picture is broken" in ended[1][2] and "error: process 1 failed, and says why" in ended[0][2]
+
+
 def _interrupt():
     os.kill(os.getpid(), signal.SIGINT)
 
@@ -110,7 +126,7 @@ def _interrupt():
 @pytest.mark.slow
 @pytest.mark.parametrize("sharding", ["pmap", "data", "fsdp"])
 def test_the_command_by_two_processes(tmp_path, sharding):
-    """Four devices in two processes, and eight in one: the same model, but for rounding."""
+    """Four devices in two processes, and one device: the same model, but for rounding."""
     place = training_runs.prepare(tmp_path)
     where = address()
     together = ["--sharding", sharding, "--coordinator", where, "--processes", "2"]
