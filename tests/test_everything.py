@@ -540,7 +540,7 @@ def test_killed_at_random_moments(work):
     out, err = whole.communicate(timeout=300)
     assert (whole.returncode, err) == (0, "") and out.startswith("19 images, ")
     generator, kills = random.Random(0), 0
-    for least in (0, 4, 11):
+    for least in (0, 11):
         running = process("photos", "--out", "out", "--overlay", **args)
         while running.poll() is None and len(list(work.glob("out/**/*.json"))) < least:
             time.sleep(0.002)
@@ -551,7 +551,7 @@ def test_killed_at_random_moments(work):
         written = tree("out") if (work / "out").exists() else {}
         assert all(data == (work / "whole" / name).read_bytes() for name, data in written.items()
                    if not name.startswith(".samjax/") and name != "manifest.json")
-    assert kills >= 3
+    assert kills >= 2
     last = process("photos", "--out", "out", "--overlay", **args)
     out, err = last.communicate(timeout=300)
     assert (last.returncode, err) == (0, "") and "done before" in out

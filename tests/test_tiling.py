@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import json
+import os
 
 import numpy as np
 import pytest
@@ -248,6 +249,7 @@ def test_mistakes_are_named():
         tiling.everything(SAM, "nowhere.tif")
 
 
+@pytest.mark.skipif(not os.environ.get("SAMJAX_THOROUGH"), reason="SAMJAX_THOROUGH=1 asks for it")
 @pytest.mark.slow
 @pytest.mark.weights
 def test_the_real_model_finds_the_same_in_tiles_of_two_sizes(mobile_sam):

@@ -119,6 +119,7 @@ class _Training:
         self.say(self._summary())
         params, batches = attempted(lambda: (start.begin(self.begun, options.seed),
                                              self._pipeline(self.sources["train"])))
+        self.begun = self.begun._replace(given={})  # which would lie about for days
         outcome = train(self.running, self.recipe, params, batches, self.out, plan, seed=options.seed,
                         names=self._names, report=self.say, shown=self.shown, **judged)
         if outcome.reason.startswith("SIG"):

@@ -1,6 +1,7 @@
 """`samjax train`: a run from random weights to a model, taken up again, refused where it is another."""
 
 import json
+import os
 from dataclasses import replace
 
 import numpy as np
@@ -64,6 +65,8 @@ def test_done_is_done_and_another_is_refused(place, capsys):
     assert (place / "run" / "metrics.jsonl").stat().st_mtime_ns == written
 
 
+@pytest.mark.skipif(not os.environ.get("SAMJAX_THOROUGH"), reason="SAMJAX_THOROUGH=1 asks for it")
+@pytest.mark.slow
 def test_without_anything_to_validate_on_the_last_model_is_kept(place, monkeypatch):
     """Of a run that was broken off, before its fifth step, and taken up: its losses are those of the unbroken one."""
     one_step = loop._Run.step
