@@ -4,8 +4,16 @@ import json
 import time
 
 from samjax.commands.common import add_command, emit, start_jax
-from samjax.commands.training import checked, checks, complain, how_to_use, meter, stopped
-from samjax.errors import InputError
+from samjax.commands.training import (
+    add_conduct,
+    add_numbers,
+    checked,
+    checks,
+    conducted,
+    how_to_use,
+    meter,
+    options_of,
+)
 
 MORE = """\
 DATA is a folder with images/ and masks/ (PNG of instance ids, or of classes whose 8-connected parts are the objects), a
@@ -75,7 +83,7 @@ NUMBERS = {
 def add(subparsers) -> None:
     parser = add_command(subparsers, "finetune", run, "train a model on your own pictures and masks", MORE)
     parser.add_argument("data", metavar="DATA", nargs="+", help="folders or COCO files with masks")
-    parser.add_argument("--out", metavar="DIR", help="where everything is written (needed without --check)")
+    add_conduct(parser, "fine-tuning")
     parser.add_argument("--init", metavar="M", default="mobile_sam",
                         help="the model to start from: a known name, a file or a directory (default: %(default)s)")
     parser.add_argument("--train", choices=("decoder", "lora", "all"), default="decoder",
@@ -85,41 +93,23 @@ def add(subparsers) -> None:
     parser.add_argument("--augment", choices=("none", "flip", "jitter", "strong"), default="none",
                         help="mirror the pictures; and scale them by 0.5 to 2; and turn them upside down, and change "
                              "their light, for pictures that have no up (default: %(default)s)")
-    parser.add_argument("--val", metavar="DATA", action="append", default=[], help="other data to validate on")
     parser.add_argument("--mix", metavar="DATA", action="append", default=[],
                         help="data of other kinds that are not to be forgotten")
     parser.add_argument("--embeddings", metavar="DIR", default="",
                         help="where embeddings are kept, if several runs are to share them (default: in --out)")
-    parser.add_argument("--images", metavar="DIR", default="", help="the folder of a COCO file's pictures")
     parser.add_argument("--masks", choices=("auto", "instances", "classes"), default="auto",
                         help="what numbers in mask pictures mean (default: by their bits)")
     parser.add_argument("--sharding", choices=("one", "pmap", "data", "fsdp"), default="one",
                         help="how to use several devices (default: one device)")
-    parser.add_argument("--check", action="store_true", help="only read and check the data")
-    parser.add_argument("--restart", action="store_true", help="replace what another fine-tuning left in DIR")
-    parser.add_argument("--json", action="store_true", help="print the report as JSON on stdout")
-    for title, options in NUMBERS.items():
-        group = parser.add_argument_group(title)
-        for name, kind, default, text in options:
-            shown = "" if not default or "default" in text else f" (default: {default})"
-            group.add_argument(f"--{name}", type=kind, default=default, metavar="N" if kind is int else "X",
-                               help=text + shown)
+    add_numbers(parser, NUMBERS)
 
 
 def run(args) -> int:
     begun = time.perf_counter()
+    from samjax.train import material
     from samjax.train.options import Options
 
-    names = {name: getattr(args, name) for name in Options.__dataclass_fields__}
-    options = Options(**names | {"out": args.out or ""}).check()
-    if not args.out and not args.check:
-        raise InputError("--out DIR is needed: where the model is written")
-    if args.out:
-        from samjax.outputs import check_folder
-
-        check_folder(args.out)
-    from samjax.train import material
-
+    options = options_of(args, Options)
     sources = material.open_all(options)
     say = lambda text: None if args.json else emit(text)
     if args.check:
@@ -135,21 +125,16 @@ def _tune(args, options, sources: dict, say, begun: float) -> int:
     path = resolve(args.init)
     start_jax()
     from samjax.train import finetune
-    from samjax.train.loop import Diverged
 
     names = [name for found in sources.values() for name in names_of(found)]
     report = finetune.claim(options, path, names, args.restart)
     if report is not None:
         say(f"{args.out} is done already; --restart begins anew")
     else:
-        try:
-            report = finetune.finetune(options, path, sources, say, shown=not args.json, progress=meter, begun=begun)
-        except Diverged as error:
-            return complain(f"error: {error} (--lr, --restart)", 1)
-        except SystemExit:  # SIGTERM while nothing was trained
-            return complain(f"stopped by SIGTERM; the same command goes on: --out {args.out}", 0)
-    if "stopped" in report:
-        return stopped(args, report)
+        report, status = conducted(args, lambda: finetune.finetune(options, path, sources, say, shown=not args.json,
+                                                                   progress=meter, begun=begun))
+        if report is None:
+            return status
     emit(json.dumps(report, indent=1) if args.json else f"{finetune.table(report)}\n{_summary(args, report)}")
     return 0
 

@@ -4,7 +4,7 @@ import json
 
 from samjax.commands.common import add_command, emit, start_jax
 from samjax.commands.processes import add_processes, join
-from samjax.commands.training import checks, complain, how_to_use, stopped
+from samjax.commands.training import add_conduct, add_numbers, checks, conducted, how_to_use, options_of
 from samjax.errors import InputError
 
 MORE = """\
@@ -65,7 +65,7 @@ NUMBERS = {
 def add(subparsers) -> None:
     parser = add_command(subparsers, "train", run, "train a model by the paper's recipe, from scratch if need be", MORE)
     parser.add_argument("data", metavar="DATA", nargs="+", help="pictures with masks")
-    parser.add_argument("--out", metavar="DIR", help="where everything is written (needed without --check)")
+    add_conduct(parser, "training")
     parser.add_argument("--model", metavar="M", default="", help="the architecture: vit_b, vit_l, vit_h, mobile_sam, "
                         "lite_medsam, or a .json (default: vit_b)")
     parser.add_argument("--encoder", metavar="FILE", default="", help="a pretrained ViT to begin with")
@@ -74,8 +74,6 @@ def add(subparsers) -> None:
                         help="vit_b, vit_l, vit_h, mask_generation or finetune (default: by the model)")
     parser.add_argument("--set", metavar="NAME=VALUE", action="append", default=[], dest="settings",
                         help="a setting of the recipe")
-    parser.add_argument("--val", metavar="DATA", action="append", default=[], help="other data to validate on")
-    parser.add_argument("--images", metavar="DIR", default="", help="the folder of a COCO file's pictures")
     parser.add_argument("--masks", choices=("auto", "instances", "classes"), default="auto",
                         help="what numbers in mask pictures mean (see samjax finetune --help)")
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16",
@@ -88,36 +86,19 @@ def add(subparsers) -> None:
     parser.add_argument("--remat", choices=("none", "products", "blocks"), default="",
                         help="what of the encoder is computed anew in the backward pass (default: all but products "
                              "from 24 blocks on)")
-    parser.add_argument("--check", action="store_true", help="only read and check the data")
-    parser.add_argument("--restart", action="store_true", help="replace what another training left in DIR")
-    parser.add_argument("--json", action="store_true", help="print the report as JSON on stdout")
-    for title, options in NUMBERS.items():
-        group = parser.add_argument_group(title)
-        for name, kind, default, text in options:
-            shown = "" if "default" in text else f" (default: {default or 'the recipe says'})" if default or (
-                title == "the recipe") else ""
-            group.add_argument(f"--{name}", type=kind, default=default, metavar="N" if kind is int else "X",
-                               help=text + shown)
+    add_numbers(parser, NUMBERS, {"the recipe": "the recipe says"})
     add_processes(parser)
 
 
 def run(args) -> int:
+    from samjax.train.material import open_for_training
     from samjax.train.training_options import TrainingOptions, config_of, recipe_of
 
-    names = {name: getattr(args, name) for name in TrainingOptions.__dataclass_fields__}
-    options = TrainingOptions(**names | {"out": args.out or ""}).check()
-    if not args.out and not args.check:
-        raise InputError("--out DIR is needed: where the model is written")
+    options = options_of(args, TrainingOptions)
     if args.processes is not None and args.coordinator is None and not args.distributed:
         raise InputError("processes that train together must reach each other: give --coordinator HOST:PORT too")
     recipe_of(options, config_of(options).name)  # what is wrong with it is said at once
-    if args.out:
-        from samjax.outputs import check_folder
-
-        check_folder(args.out)
     say = lambda text: None if args.json else emit(text)
-    from samjax.train.material import open_for_training
-
     sources = open_for_training(options)
     if args.check:
         return checks(args, sources, say)
@@ -128,16 +109,11 @@ def run(args) -> int:
 def _train(args, options, sources: dict, say) -> int:
     start_jax()
     from samjax.train import training
-    from samjax.train.loop import Diverged
 
-    try:
-        report = training.run(options, sources, restart=args.restart, say=say, shown=not args.json)
-    except Diverged as error:
-        return complain(f"error: {error} (--lr, --restart)", 1)
-    except SystemExit:  # SIGTERM while nothing was trained
-        return complain(f"stopped by SIGTERM; the same command goes on: --out {args.out}", 0)
-    if "stopped" in report:
-        return stopped(args, report)
+    report, status = conducted(args, lambda: training.run(options, sources, restart=args.restart, say=say,
+                                                          shown=not args.json))
+    if report is None:
+        return status
     if training.leads():
         if report.pop("again", False):
             say(f"{args.out} is done already; --restart begins anew")

@@ -30,7 +30,6 @@ from samjax import checkpoint
 from samjax.config import TinyViT
 from samjax.data import Augment, make_pipeline, with_features
 from samjax.data.sources import Source
-from samjax.errors import InputError
 from samjax.predict import Sam, load
 from samjax.train import lora
 from samjax.train.anneal import Anneal
@@ -41,6 +40,7 @@ from samjax.train.material import Features, Listening, Thinned, embed, names_has
 from samjax.train.options import Options, make_recipe
 from samjax.train.recipe import Recipe
 from samjax.train.scores import KINDS, mean_scores, table, weighed
+from samjax.train.start import read_trainable
 from samjax.train.step import training_config
 
 FINER = 2  # than the logits is the grid of the losses: on theirs, masks lose what is thin
@@ -77,7 +77,7 @@ def claim(options: Options, path: Path, names: Sequence[str], restart: bool) -> 
     Raises InputError if another job's files are there, unless `restart`, which removes them (embeddings are kept), and
     if the model to start from cannot be trained.
     """
-    _read(path)
+    read_trainable(path)
     job = {"samjax": 1, "options": options.identity(), "init": _fingerprint(path), "pictures": names_hash(names)}
     return claim_folder(Path(options.out), job, USUAL, OWN, restart, "fine-tuning", kept=("embeddings",))
 
@@ -90,7 +90,7 @@ class _Job:
     def run(self) -> dict:
         devices = 1 if self.options.sharding == "one" else jax.device_count()
         recipe = make_recipe(self.options, sum(map(len, self.sources["train"])), devices)
-        self.stored = _read(self.path)
+        self.stored = read_trainable(self.path)
         self.untuned = load(self.path)
         self._leave_out(recipe)
         if self.options.frozen_encoder:
@@ -304,13 +304,6 @@ def recipe_dict(recipe: Recipe) -> dict:
     from samjax.train.recipe import to_dict
 
     return to_dict(recipe)
-
-
-def _read(path: Path) -> convert.Model:
-    stored = convert.read(path)
-    if stored.int8:
-        raise InputError(f"{path} holds int8 weights, which cannot be trained: start from the float32 model")
-    return stored
 
 
 def _fingerprint(path: Path) -> str:

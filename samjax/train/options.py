@@ -2,7 +2,7 @@
 
 import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from samjax.errors import InputError
@@ -59,21 +59,13 @@ class Options:
         for name, choices in (("train", PARTS), ("prompts", tuple(BOXES)), ("augment", AUGMENTS)):
             if getattr(self, name) not in choices:
                 raise InputError(f"--{name} {getattr(self, name)}: it must be one of {', '.join(choices)}")
-        for name in ("steps", "epochs", "minutes", "lr", "batch", "objects", "rounds", "mask_size", "keep",
-                     "patience", "evaluate_every", "workers", "seed"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise InputError(f"--{name.replace('_', '-')} {getattr(self, name)}: it must not be below 0")
-        for name in ("lora_rank", "val_objects", "score_objects"):
-            if getattr(self, name) < 1:
-                raise InputError(f"--{name.replace('_', '-')} {getattr(self, name)}: it must be 1 or more")
-        if not 0 <= self.average < 1:
-            raise InputError(f"--average {self.average}: it must be at least 0 and below 1")
-        if not 0 <= self.blend <= 1:
-            raise InputError(f"--blend {self.blend}: it must be from 0 to 1")
-        if not 0 <= self.balance <= 1:
-            raise InputError(f"--balance {self.balance}: it must be from 0 to 1")
-        if not 0 < self.mix_share < 1:
-            raise InputError(f"--mix-share {self.mix_share}: it must be above 0 and below 1")
+        counts = ("steps", "epochs", "minutes", "lr", "batch", "objects", "rounds", "mask_size", "keep", "patience",
+                  "evaluate_every", "workers", "seed")
+        require(self, counts, lambda value: 0 <= value < float("inf"), "not be below 0")
+        require(self, ("lora_rank", "val_objects", "score_objects"), lambda value: value >= 1, "be 1 or more")
+        require(self, ("average",), lambda value: 0 <= value < 1, "be at least 0 and below 1")
+        require(self, ("blend", "balance"), lambda value: 0 <= value <= 1, "be from 0 to 1")
+        require(self, ("mix_share",), lambda value: 0 < value < 1, "be above 0 and below 1")
         if self.steps and self.epochs:
             raise InputError("give --steps or --epochs, not both")
         return self
@@ -96,6 +88,14 @@ class Options:
         if os.path.exists(self.init):
             values["init"] = os.path.abspath(self.init)
         return values | paths | {"bounded": self.minutes > 0, "version": VERSION}
+
+
+def require(options, names: Sequence[str], holds: Callable[[float], bool], what: str) -> None:
+    """Raises InputError that names the first option whose value must be otherwise."""
+    for name in names:
+        value = getattr(options, name)
+        if not holds(value):
+            raise InputError(f"--{name.replace('_', '-')} {value}: it must {what}")
 
 
 def make_recipe(options: Options, pictures: int, devices: int = 1) -> Recipe:

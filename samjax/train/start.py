@@ -36,27 +36,41 @@ class Start(NamedTuple):
     extras: dict
     sources: tuple[Path, ...]
 
+    @property
+    def whole(self) -> bool:
+        """Whether nothing is to be drawn."""
+        return "mask_decoder/iou_token" in self.given
+
 
 def describe(options: TrainingOptions) -> Start:
     """What a run begins from, but for random numbers: quick. Raises InputError: what is named cannot be read or does
     not fit."""
-    if options.init:
-        path = resolve(options.init)
-        model = convert.read(path)
-        if model.int8:
-            raise InputError(f"{path} holds int8 weights, which cannot be trained: start from the float32 model")
-        given = {name: tensor.load() for name, tensor in model.tensors.items()}
-        found = Start(plain(model.config), given, model.extras, (path,))
-    else:
-        config = plain(config_of(options))
-        given = read_pretrained(options.encoder, config) if options.encoder else {}
-        found = Start(config, given, {}, (Path(options.encoder),) if options.encoder else ())
+    found = _of_a_model(options) if options.init else _of_an_architecture(options)
     remat_of(options, found.config)
-    size = _size(options, found.config)
-    if options.init:
-        config, params = resize_positions(found.config, nest(found.given), size)
-        return found._replace(config=config, given=convert.flatten(params))
-    return found._replace(config=replace(found.config, image_size=size))
+    return found
+
+
+def read_trainable(path: Path) -> convert.Model:
+    """A model file. Raises InputError for one that cannot be trained."""
+    model = convert.read(path)
+    if model.int8:
+        raise InputError(f"{path} holds int8 weights, which cannot be trained: start from the float32 model")
+    return model
+
+
+def _of_a_model(options: TrainingOptions) -> Start:
+    path = resolve(options.init)
+    model = read_trainable(path)
+    config = plain(model.config)
+    config, params = resize_positions(config, model.params(), _size(options, config))
+    return Start(config, convert.flatten(params), model.extras, (path,))
+
+
+def _of_an_architecture(options: TrainingOptions) -> Start:
+    config = plain(config_of(options))
+    given = read_pretrained(options.encoder, config) if options.encoder else {}
+    sources = (Path(options.encoder),) if options.encoder else ()
+    return Start(replace(config, image_size=_size(options, config)), given, {}, sources)
 
 
 def plain(config: SamConfig) -> SamConfig:
@@ -71,7 +85,7 @@ def deepened(start: Start, recipe: Recipe) -> Start:
     decoder = start.config.decoder
     if recipe.decoder_depth in (0, decoder.depth):
         return start
-    if "mask_decoder/iou_token" in start.given:
+    if start.whole:
         raise InputError(f"the recipe asks for a decoder of {recipe.decoder_depth} layers, and {start.sources[0]} has "
                          f"{decoder.depth}: --set decoder_depth=0 keeps it")
     return start._replace(config=replace(start.config, decoder=replace(decoder, depth=recipe.decoder_depth)))
@@ -80,7 +94,7 @@ def deepened(start: Start, recipe: Recipe) -> Start:
 def begin(start: Start, seed: int) -> dict:
     """The parameters before the first step, on the host, blocks stacked; what is not given is drawn."""
     flat = dict(start.given)
-    if "mask_decoder/iou_token" not in flat:
+    if not start.whole:
         # Compiled, so that the forward pass that Flax traces for the shapes is not run.
         drawn = stored(start.config, jax.jit(partial(init, scanned(start.config)))(jax.random.key(seed)))
         for path in set(RESIZED) & set(flat):

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from samjax.config import LITE_MEDSAM, VIT_B, VIT_H, VIT_L, VIT_T, SamConfig, ViT, from_dict
 from samjax.errors import InputError
 from samjax.train import recipe as recipes
+from samjax.train.options import require
 from samjax.train.recipe import Recipe
 
 MODELS = {"vit_b": VIT_B, "vit_l": VIT_L, "vit_h": VIT_H, "mobile_sam": VIT_T, "lite_medsam": LITE_MEDSAM}
@@ -52,15 +53,11 @@ class TrainingOptions:
 
     def check(self) -> "TrainingOptions":
         """Raises InputError for what makes no sense; returns itself."""
-        for name in ("batch", "steps", "objects", "accumulate", "lr", "image_size", "evaluate_every", "fsdp", "workers",
-                     "seed"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise InputError(f"{_flag(name)} {getattr(self, name)}: it must be a number from 0 on")
-        for name in ("val_objects", "save_every", "keep"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{_flag(name)} {getattr(self, name)}: it must be 1 or more")
-        if not 0 <= self.balance <= 1:
-            raise InputError(f"--balance {self.balance}: it must be from 0 to 1")
+        counts = ("batch", "steps", "objects", "accumulate", "lr", "image_size", "evaluate_every", "fsdp", "workers",
+                  "seed")
+        require(self, counts, lambda value: 0 <= value < float("inf"), "be a number from 0 on")
+        require(self, ("val_objects", "save_every", "keep"), lambda value: value >= 1, "be 1 or more")
+        require(self, ("balance",), lambda value: 0 <= value <= 1, "be from 0 to 1")
         if self.init and (self.model or self.encoder):
             raise InputError(f"--init {self.init} brings its own architecture and encoder: leave out --model and "
                              "--encoder, or --init")
@@ -129,10 +126,6 @@ def remat_of(options: TrainingOptions, config: SamConfig) -> bool | str:
             raise InputError("--remat products is for ViTs; a TinyViT has --remat blocks")
         return remat
     return "products" if isinstance(config.encoder, ViT) and config.encoder.depth >= DEEP else False
-
-
-def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")
 
 
 def _value(text: str):
